@@ -1,0 +1,310 @@
+"""The one place where attention is computed and read.
+
+transformers lets a registered function take the place of every model's attention. Ours receives queries and keys with
+positions and norms already applied, and the model's own scaling, soft cap and window, so it follows every architecture
+that uses the registry. What it does is up to the pass that travels along as a keyword argument:
+
+* :class:`DocumentPass` encodes the documents of one or more lists, packed into one sequence, and keeps their keys and
+  values;
+* :class:`TailPass` runs the ends of the prompts against those, two tails a list that are blind to each other, and reads
+  the attention of their rows for the chosen heads alone.
+
+Either pass ends the forward at its deepest layer as soon as that layer has given what is needed.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from .document_attention import DOCUMENT_ATTENTION, LayerAttention, masked_attention
+from .heads import Head
+from .prompt import ListPrompt
+from .token_filter import DocumentTokens
+
+ATTENTION_NAME = "routehead"
+"""Name in transformers' registries, and of the keyword argument that carries the pass through a model."""
+
+_FAR = 1 << 24
+
+
+class UnsupportedArchitectureError(ValueError):
+    """A model whose attention cannot be read exactly; the message names the architecture and the reason."""
+
+
+class ForwardDone(Exception):  # noqa: N818 - not an error: it ends a forward that has given all that is needed
+    """Raised inside a model once the deepest layer that is needed has been read."""
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What a layer's mask lets a token see: itself and what is before it, at a distance below ``window`` if set."""
+
+    window: int | None
+
+
+def layer_visibility(
+    *, mask_function: Callable[..., torch.Tensor], local_size: int | None = None, **_: object
+) -> Visibility:
+    """Stand-in for transformers' mask builders: describes the mask instead of building tokens x tokens of it.
+
+    The mask is given as a function of two positions. It is tried at some pairs, so that a pattern other than causal or
+    sliding (chunked, bidirectional) is noticed.
+    """
+
+    def sees(row: int, column: int) -> bool:
+        zero = torch.tensor(0)
+        return bool(mask_function(zero, zero, torch.tensor(row), torch.tensor(column)))
+
+    rows = (0, 1, 7) if local_size is None else (0, local_size, local_size + 1, 2 * local_size, _FAR + local_size)
+    for row in (*rows, _FAR):
+        oldest = 0 if local_size is None else max(0, row - local_size + 1)
+        expected = {row: True, row + 1: False, oldest: True, oldest - 1: False}
+        if any(sees(row, column) != seen for column, seen in expected.items() if column >= 0):
+            raise UnsupportedArchitectureError("its attention mask is neither causal nor a sliding window")
+    return Visibility(local_size)
+
+
+def attention_function(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Visibility,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    routehead: "DocumentPass | TailPass | None" = None,
+    **others: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer, as transformers calls it: query [1, heads, tokens, dim], key and value alike."""
+    if routehead is None:
+        raise RuntimeError("the attention function of pyterrier_routehead was called outside of one of its passes")
+    if not isinstance(attention_mask, Visibility):
+        raise UnsupportedArchitectureError("its attention mask does not come from transformers' mask registry")
+    for name, argument in others.items():
+        if isinstance(argument, torch.Tensor) and name not in ("position_ids", "cache_position"):
+            what = "attention sinks" if name == "s_aux" else f"an attention term that is not supported, {name!r}"
+            raise UnsupportedArchitectureError(f"it uses {what}")
+    layer = LayerAttention(
+        module, scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, attention_mask.window
+    )
+    return routehead.attend(module.layer_idx, layer, query, key, value), None
+
+
+AttentionInterface.register(ATTENTION_NAME, attention_function)
+AttentionMaskInterface.register(ATTENTION_NAME, layer_visibility)
+
+
+@dataclass
+class EncodedDocuments:
+    """Keys and values of the documents of some lists, by layer: [1, key-value heads, tokens of all lists, dim]."""
+
+    prompts: list[ListPrompt]
+    document_attention: str
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    values: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def spans(self) -> list[slice]:
+        """Where each list lies in the packed sequence."""
+        ends = _running_ends(len(p.prefix) + sum(len(b.ids) for b in p.blocks) for p in self.prompts)
+        return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
+
+    def positions(self, prompt: ListPrompt) -> list[int]:
+        """Position of every token of a list's documents."""
+        pattern = DOCUMENT_ATTENTION[self.document_attention]
+        return pattern.positions(len(prompt.prefix), [len(block.ids) for block in prompt.blocks])
+
+    def tail_position(self, prompt: ListPrompt) -> int:
+        """Position of the first token of a list's tails."""
+        pattern = DOCUMENT_ATTENTION[self.document_attention]
+        return pattern.tail_position(len(prompt.prefix), [len(block.ids) for block in prompt.blocks])
+
+
+class DocumentPass:
+    """Encodes the documents of some lists, up to the deepest layer that is needed.
+
+    Args:
+        documents: receives the keys and values.
+        deepest: number of the last layer to run. Only its keys and values are computed.
+    """
+
+    def __init__(self, documents: EncodedDocuments, deepest: int) -> None:
+        self.documents = documents
+        self.deepest = deepest
+        self.ids = [i for p in documents.prompts for i in (*p.prefix, *(t for b in p.blocks for t in b.ids))]
+        self.positions = [i for p in documents.prompts for i in documents.positions(p)]
+
+    def attend(
+        self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Keep the layer's keys and values; attend within each list unless this is the deepest layer."""
+        self.documents.keys[index], self.documents.values[index] = key, value
+        if index >= self.deepest:
+            raise ForwardDone
+        pattern = DOCUMENT_ATTENTION[self.documents.document_attention]
+        outputs = [
+            pattern.attend(
+                layer,
+                query[:, :, span],
+                key[:, :, span],
+                value[:, :, span],
+                len(prompt.prefix),
+                [len(block.ids) for block in prompt.blocks],
+            )
+            for prompt, span in zip(self.documents.prompts, self.documents.spans, strict=True)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+@dataclass
+class ListReading:
+    """What has been read of one list so far, in prompt order; one entry a chosen head, in the order they were given.
+
+    Attributes:
+        raw: attention of the query rows to each document, fp32 [documents] a head.
+        null: the same of the content-free query's rows.
+        filtered: calibrated, after the 2-sigma filter a head.
+        token_sum: calibrated attention summed over the chosen heads, fp32 [document tokens].
+        hidden: mean hidden state of the query rows after a layer, fp32 [hidden size] a layer.
+    """
+
+    tokens: DocumentTokens
+    raw: dict[Head, torch.Tensor] = field(default_factory=dict)
+    null: dict[Head, torch.Tensor] = field(default_factory=dict)
+    filtered: dict[Head, torch.Tensor] = field(default_factory=dict)
+    token_sum: torch.Tensor | float = 0.0
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, heads: list[Head], attention: torch.Tensor, null: torch.Tensor | None) -> None:
+        """Take in the attention [heads, document tokens] of some heads, and that of the content-free query."""
+        self.raw.update(zip(heads, self.tokens.sum(attention), strict=True))
+        if null is None:
+            return
+        calibrated = attention - null
+        self.null.update(zip(heads, self.tokens.sum(null), strict=True))
+        self.filtered.update(zip(heads, self.tokens.filtered_sum(calibrated), strict=True))
+        self.token_sum = self.token_sum + calibrated.sum(dim=0)
+
+
+class TailPass:
+    """Runs the tails of some lists against their encoded documents and reads the chosen heads.
+
+    The query's tail and, when calibrating, the content-free query's tail of every list are packed into one sequence.
+    Both start at the same position; a tail sees the documents of its list and itself, never the other tail.
+
+    Args:
+        documents: keys and values of the documents.
+        heads: heads to read.
+        calibrate: whether to run the content-free query as well.
+        hidden_layers: layers after which to read the mean hidden state of the query rows.
+        device: where the model's inputs are.
+    """
+
+    def __init__(
+        self,
+        documents: EncodedDocuments,
+        heads: Iterable[Head],
+        *,
+        calibrate: bool,
+        hidden_layers: Iterable[int] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.documents = documents
+        self.heads: dict[int, list[Head]] = {}
+        for head in heads:
+            self.heads.setdefault(head.layer, []).append(head)
+        self.hidden_layers = frozenset(hidden_layers)
+        self.deepest = deepest_layer(self.heads, self.hidden_layers)
+        self.tails = [[p.query, p.null] if calibrate else [p.query] for p in documents.prompts]
+        self.ids = [i for tails in self.tails for tail in tails for i in tail]
+        starts = [documents.tail_position(p) for p in documents.prompts]
+        self.positions = [
+            start + i for start, tails in zip(starts, self.tails, strict=True) for tail in tails for i in range(len(tail))
+        ]
+        ends = _running_ends(sum(map(len, tails)) for tails in self.tails)
+        self._rows = [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
+        self._columns = [_document_columns(p, device) for p in documents.prompts]
+        self._masks: dict[tuple[int, int | None, torch.device], torch.Tensor] = {}
+        self.readings = [
+            ListReading(DocumentTokens([b.stop - b.start for b in p.blocks], device)) for p in documents.prompts
+        ]
+
+    def attend(
+        self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Read the layer's chosen heads; then attend, unless nothing behind this attention is needed."""
+        outputs = []
+        for i, (rows, span) in enumerate(zip(self._rows, self.documents.spans, strict=True)):
+            own_query = query[:, :, rows]
+            seen_key = torch.cat([self.documents.keys[index][:, :, span], key[:, :, rows]], dim=2)
+            visible = self._visible(i, layer.window, query.device)
+            if index in self.heads:
+                self._read(i, index, layer, own_query[0], seen_key[0], visible)
+            if index < self.deepest or index in self.hidden_layers:
+                seen_value = torch.cat([self.documents.values[index][:, :, span], value[:, :, rows]], dim=2)
+                outputs.append(masked_attention(layer, own_query, seen_key, seen_value, visible))
+        if not outputs:
+            raise ForwardDone
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def read_hidden(self, index: int, hidden: torch.Tensor) -> None:
+        """Read a layer's output [1, tokens, hidden size]: the mean over each list's query rows."""
+        for reading, rows, tails in zip(self.readings, self._rows, self.tails, strict=True):
+            own = hidden[0, rows.start : rows.start + len(tails[0])]
+            reading.hidden[index] = own.float().mean(dim=0)
+        if index >= self.deepest:
+            raise ForwardDone
+
+    def _read(
+        self, i: int, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, visible: torch.Tensor
+    ) -> None:
+        """Attention of list i's rows: query [heads, rows, dim], key [key-value heads, keys, dim]."""
+        reading, columns, lengths = self.readings[i], self._columns[i].to(key.device), [*map(len, self.tails[i])]
+        group = query.shape[0] // key.shape[0]
+        for shared in sorted({head.head // group for head in self.heads[index]}):
+            chosen = [head for head in self.heads[index] if head.head // group == shared]
+            logits = layer.logits(torch.stack([query[head.head] for head in chosen]), key[shared]).masked_fill_(~visible, -torch.inf)
+            attention = torch.softmax(logits, dim=-1)
+            # rows of the query, then rows of the content-free query: [heads, tails' rows, keys] -> [heads, columns]
+            means = [part.mean(dim=1).index_select(-1, columns) for part in attention.split(lengths, dim=1)]
+            means = [mean.to(self._columns[i].device) for mean in means]
+            reading.add(chosen, means[0], means[1] if len(means) > 1 else None)
+
+    def _visible(self, i: int, window: int | None, device: torch.device) -> torch.Tensor:
+        """Which keys (documents, then tails) each tail row of list i sees: bool [rows, keys]."""
+        if (i, window, device) not in self._masks:
+            prompt, lengths = self.documents.prompts[i], [len(tail) for tail in self.tails[i]]
+            documents = torch.tensor(self.documents.positions(prompt))
+            tails = torch.tensor(self.positions[self._rows[i]])
+            tail = torch.repeat_interleave(torch.tensor(lengths))
+            own = (tail[:, None] == tail) & (tails[:, None] >= tails)
+            visible = torch.cat([torch.ones(len(tails), len(documents), dtype=torch.bool), own], dim=1)
+            if window is not None:
+                visible &= tails[:, None] - torch.cat([documents, tails]) < window
+            self._masks[i, window, device] = visible.to(device)
+        return self._masks[i, window, device]
+
+
+def deepest_layer(head_layers: Iterable[int], hidden_layers: Iterable[int] = ()) -> int:
+    """Number of the deepest layer that must run to read heads of some layers and hidden states after others."""
+    return max([*head_layers, *hidden_layers])
+
+
+def _running_ends(lengths: Iterable[int]) -> list[int]:
+    ends: list[int] = []
+    for length in lengths:
+        ends.append((ends[-1] if ends else 0) + length)
+    return ends
+
+
+def _document_columns(prompt: ListPrompt, device: torch.device | str) -> torch.Tensor:
+    """Indices, among a list's packed tokens, of those that count for a document, in prompt order."""
+    columns, start = [], len(prompt.prefix)
+    for block in prompt.blocks:
+        columns += range(start + block.start, start + block.stop)
+        start += len(block.ids)
+    return torch.tensor(columns, dtype=torch.long, device=device)

@@ -1,0 +1,228 @@
+"""How the documents of a prompt see each other while they are encoded: list-wise or block-wise.
+
+This is the replaceable step of the kernel. Each pattern says at which position every token stands and computes the
+attention of the packed documents of one list, without ever building an attention matrix of tokens x tokens.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+ROWS_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What one attention layer of a model asks for.
+
+    Attributes:
+        module: the model's attention module.
+        scaling: factor on the dot products.
+        softcap: bound of the soft cap on the scaled dot products (Gemma2), or None.
+        window: a key is visible at a distance below it (sliding window), or None for all keys.
+    """
+
+    module: torch.nn.Module
+    scaling: float
+    softcap: float | None
+    window: int | None
+
+    def logits(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Scaled, soft-capped dot products in fp32; query [..., rows, dim], key [..., keys, dim]."""
+        scores = query.float() @ key.float().transpose(-1, -2) * self.scaling
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+
+def masked_attention(
+    layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor
+) -> torch.Tensor:
+    """Attention under an explicit mask, for few rows.
+
+    Args:
+        layer: the layer's own rules; its window must already be part of ``visible``.
+        query: [batch, heads, rows, dim].
+        key: [batch, key-value heads, keys, dim].
+        value: [batch, key-value heads, keys, value dim].
+        visible: bool [rows, keys]; every row sees at least one key.
+
+    Returns:
+        [batch, rows, heads, value dim].
+    """
+    if layer.softcap is None:
+        return _sdpa(layer, query, key, value, visible[None, None])
+    # torch's fast attention knows no soft cap: exact attention, one group of heads a key-value head.
+    batch, heads, rows, dim = query.shape
+    grouped = query.reshape(batch, key.shape[1], -1, rows, dim)
+    logits = layer.logits(grouped, key[:, :, None]).masked_fill_(~visible, -torch.inf)
+    output = torch.softmax(logits, dim=-1) @ value[:, :, None].float()
+    return output.reshape(batch, heads, rows, -1).transpose(1, 2).to(query.dtype)
+
+
+def causal_attention(
+    layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """Causal attention of the last tokens of a sequence: row r of R sees keys up to K - R + r, window permitting.
+
+    Shapes as in :func:`masked_attention`. Where torch's fast causal attention does not apply (sliding window shorter
+    than the sequence, soft cap, keys before the first row), rows are taken some at a time.
+    """
+    rows, keys = query.shape[2], key.shape[2]
+    windowed = layer.window is not None and layer.window < keys
+    if rows == keys and not windowed and layer.softcap is None:
+        return _sdpa(layer, query, key, value, None)
+    past = keys - rows
+    parts = []
+    for start in range(0, rows, ROWS_AT_A_TIME):
+        stop = min(start + ROWS_AT_A_TIME, rows)
+        first = max(0, past + start - layer.window + 1) if windowed else 0
+        row = torch.arange(past + start, past + stop, device=query.device)[:, None]
+        column = torch.arange(first, past + stop, device=query.device)
+        visible = column <= row
+        if windowed:
+            visible &= row - column < layer.window
+        seen = slice(first, past + stop)
+        parts.append(masked_attention(layer, query[:, :, start:stop], key[:, :, seen], value[:, :, seen], visible))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _sdpa(
+    layer: LayerAttention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible: torch.Tensor | None,
+) -> torch.Tensor:
+    output, _ = sdpa_attention_forward(
+        layer.module, query, key, value, visible, scaling=layer.scaling, is_causal=visible is None
+    )
+    return output
+
+
+class DocumentAttention(Protocol):
+    """A pattern of attention among the documents of one list."""
+
+    def positions(self, prefix: int, blocks: list[int]) -> list[int]:
+        """Position of every token, given the length of the prefix and of each block."""
+
+    def tail_position(self, prefix: int, blocks: list[int]) -> int:
+        """Position of the first token of either tail."""
+
+    def attend(
+        self,
+        layer: LayerAttention,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        prefix: int,
+        blocks: list[int],
+    ) -> torch.Tensor:
+        """Attention output [1, tokens, heads, value dim] of prefix and blocks, packed one after another."""
+
+
+class Listwise:
+    """Each document sees the prefix and the documents before it: plain causal attention."""
+
+    def positions(self, prefix: int, blocks: list[int]) -> list[int]:
+        """Positions run through the whole list."""
+        return list(range(prefix + sum(blocks)))
+
+    def tail_position(self, prefix: int, blocks: list[int]) -> int:
+        """The tails follow the last document."""
+        return prefix + sum(blocks)
+
+    def attend(
+        self,
+        layer: LayerAttention,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        prefix: int,
+        blocks: list[int],
+    ) -> torch.Tensor:
+        """One causal attention over all tokens."""
+        return causal_attention(layer, query, key, value)
+
+
+class Blockwise:
+    """Each document sees the prefix and itself, and stands right behind the prefix (BlockRank, arXiv 2510.05396).
+
+    BlockRank fine-tunes for this pattern; here it is used without training. Cost grows linearly with the number of
+    documents, and no document's states depend on another document or on the order.
+    """
+
+    def positions(self, prefix: int, blocks: list[int]) -> list[int]:
+        """Every block starts at the position after the prefix."""
+        return [*range(prefix), *(prefix + i for block in blocks for i in range(block))]
+
+    def tail_position(self, prefix: int, blocks: list[int]) -> int:
+        """The tails stand behind the longest block."""
+        return prefix + max(blocks, default=0)
+
+    def attend(
+        self,
+        layer: LayerAttention,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        prefix: int,
+        blocks: list[int],
+    ) -> torch.Tensor:
+        """Causal attention of the prefix, then of blocks of like length together, each behind the prefix."""
+        head = causal_attention(layer, query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix])
+        output = head.new_empty((1, query.shape[2], *head.shape[2:]))
+        output[:, :prefix] = head
+        for group in _groups(prefix, tuple(blocks), query.device):
+            # [1, heads, tokens, dim] -> [blocks, heads, length, dim], with the prefix in front of the keys
+            own_query, own_key, own_value = (
+                states[0][:, group.tokens].transpose(0, 1) for states in (query, key, value)
+            )
+            seen_key, seen_value = (
+                torch.cat([states[:, :, :prefix].expand(len(own), -1, -1, -1), own], dim=2)
+                for states, own in ((key, own_key), (value, own_value))
+            )
+            attended = causal_attention(layer, own_query, seen_key, seen_value)
+            output[0, group.targets] = attended.flatten(0, 1)[group.real]
+        return output
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Blocks of like length, laid out as a batch.
+
+    Attributes:
+        tokens: [blocks, length] number of each token in the packed sequence; padding stands behind a block's end.
+        real: numbers, in the flattened layout, of the tokens that are no padding.
+        targets: their numbers in the packed sequence.
+    """
+
+    tokens: torch.Tensor
+    real: torch.Tensor
+    targets: torch.Tensor
+
+
+@lru_cache(maxsize=8)
+def _groups(prefix: int, blocks: tuple[int, ...], device: torch.device, slack: float = 1.25) -> list[_Group]:
+    """Groups the blocks so that padding stays small. The same for all layers, hence cached."""
+    starts = [prefix + sum(blocks[:i]) for i in range(len(blocks))]
+    members: list[list[int]] = []
+    for i in sorted(range(len(blocks)), key=lambda i: -blocks[i]):
+        if members and blocks[i] * slack + 8 >= blocks[members[-1][0]]:
+            members[-1].append(i)
+        elif blocks[i]:
+            members.append([i])
+    groups = []
+    for group in members:
+        start = torch.tensor([starts[i] for i in group])[:, None]
+        length = torch.tensor([blocks[i] for i in group])[:, None]
+        offset = torch.arange(blocks[group[0]])
+        tokens = start + torch.where(offset < length, offset, 0)
+        real = (offset < length).flatten().nonzero()[:, 0]
+        groups.append(_Group(*(t.to(device) for t in (tokens, real, tokens.flatten()[real]))))
+    return groups
+
+
+DOCUMENT_ATTENTION: dict[str, DocumentAttention] = {"listwise": Listwise(), "blockwise": Blockwise()}
+"""The patterns by name."""

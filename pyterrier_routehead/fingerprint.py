@@ -1,0 +1,47 @@
+"""Which weights a model has, told by short hashes: an id does not tell, since one id can name several weights.
+
+SmolLM2-135M-Instruct from the hub and from a Q4_1 GGUF file differ, and so do the heads that rank well in them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLES = 64
+"""Weights sampled from each tensor of a layer, evenly spaced."""
+
+
+def layer_hash(layer: "torch.nn.Module") -> str:
+    """Eight hexadecimal digits over sampled weights of one decoder layer.
+
+    Floating-point weights are cast to bf16 first, so device and load dtype do not matter (fp32, bf16); packed weights
+    of quantised models count as their bytes.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weights in sorted(layer.state_dict().items()):
+        if not isinstance(weights, torch.Tensor) or weights.numel() == 0:
+            continue
+        flat = weights.detach().reshape(-1)
+        index = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
+        sample = flat[index.to(flat.device)].cpu()
+        if sample.is_floating_point():
+            sample = sample.to(torch.bfloat16)
+        digest.update(f"{name}:{tuple(weights.shape)}".encode())
+        digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def same_weights(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two models agree in the layers that both have loaded; False where there are none."""
+    common = min(len(one), len(other))
+    return common > 0 and tuple(one[:common]) == tuple(other[:common])
+
+
+def shown(fingerprint: Sequence[str]) -> str:
+    """A fingerprint for a message: its first layers."""
+    return "-".join(fingerprint[:2]) + ("…" if len(fingerprint) > 2 else "")

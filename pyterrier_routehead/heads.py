@@ -1,0 +1,79 @@
+"""Attention heads and the ways to name them.
+
+A head is a (layer, head) pair, both counted from 0, written ``"layer-head"`` as in the published head lists
+(QRHead, arXiv 2506.09944; CoRe, arXiv 2510.02219).
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
+
+
+class Head(NamedTuple):
+    """One attention head of a decoder: its layer and its number in that layer, both from 0."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}-{self.head}"
+
+
+HeadsLike: TypeAlias = str | Iterable[tuple[int, int] | str]
+
+
+def parse_heads(heads: HeadsLike) -> tuple[Head, ...]:
+    """Turn any accepted naming of heads into a tuple of distinct heads, in the order given.
+
+    Args:
+        heads: (layer, head) pairs, ``"layer-head"`` strings, a mixture of both, or one comma-separated string of
+            ``"layer-head"`` items. ``"all"`` needs a model's shape: use :func:`resolve_heads`.
+
+    Raises:
+        ValueError: for an item that names no head, a head named twice, or no heads at all.
+    """
+    items = heads.split(",") if isinstance(heads, str) else list(heads)
+    parsed = tuple(_parse_head(item) for item in items)
+    if not parsed:
+        raise ValueError("the set of heads is empty")
+    if len(set(parsed)) < len(parsed):
+        twice = next(head for i, head in enumerate(parsed) if head in parsed[:i])
+        raise ValueError(f"head {twice} is named twice")
+    return parsed
+
+
+def _parse_head(item: object) -> Head:
+    try:
+        layer, head = item.strip().split("-") if isinstance(item, str) else item
+        named = Head(int(layer), int(head))
+    except (TypeError, ValueError, AttributeError):
+        raise ValueError(f"{item!r} does not name a head: give (layer, head) or 'layer-head'") from None
+    if named.layer < 0 or named.head < 0 or (not isinstance(item, str) and named != tuple(item)):
+        raise ValueError(f"{item!r} does not name a head: layer and head are integers from 0")
+    return named
+
+
+def all_heads(num_layers: int, num_heads: int) -> tuple[Head, ...]:
+    """All heads of a model of that shape, layer by layer."""
+    return tuple(Head(layer, head) for layer in range(num_layers) for head in range(num_heads))
+
+
+def resolve_heads(heads: HeadsLike, num_layers: int, num_heads: int) -> tuple[Head, ...]:
+    """Heads by name for a model of a known shape; ``"all"`` means every head.
+
+    Raises:
+        ValueError: naming the first head that such a model does not have.
+    """
+    if isinstance(heads, str) and heads == "all":
+        return all_heads(num_layers, num_heads)
+    named = parse_heads(heads)
+    for head in named:
+        if head.layer >= num_layers or head.head >= num_heads:
+            raise ValueError(f"there is no head {head} in a model of {num_layers} layers with {num_heads} heads each")
+    return named
+
+
+def layers_needed(heads: HeadsLike) -> int | None:
+    """How many layers must run to read these heads; None when that is all of them (``"all"``)."""
+    if isinstance(heads, str) and heads == "all":
+        return None
+    return max(head.layer for head in parse_heads(heads)) + 1

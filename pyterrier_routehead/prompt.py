@@ -1,0 +1,127 @@
+"""A query and its candidates as token ids, with the place of every document and of the rows to read.
+
+The prompt keeps its parts apart, because the kernel encodes the documents first and the end of the prompt after them,
+once with the query and once with the content-free query. By construction no place is ever searched for in a string.
+"""
+
+from dataclasses import dataclass
+
+from .encoding import TextEncoder
+from .template import PromptTemplate
+
+DOCUMENT_ORDERS = ("best_last", "best_first")
+DOCUMENT_ATTENTIONS = ("listwise", "blockwise")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A document to be ranked: its text and, if there is one, its title."""
+
+    text: str
+    title: str = ""
+
+    def joined(self) -> str:
+        """Title line and text, stripped; the text alone where there is no title."""
+        return "\n".join(part for part in (self.title.strip(), self.text.strip()) if part)
+
+
+@dataclass(frozen=True)
+class DocumentBlock:
+    """One document of a prompt: the ids of tag, text and separator, and which of them count for its score."""
+
+    ids: list[int]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ListPrompt:
+    """One query with its candidates.
+
+    Attributes:
+        prefix: ids up to and including the separator before the first document.
+        blocks: the documents, in prompt order.
+        order: for each block the number of its candidate, so that scores find their way back.
+        query: ids of the end of the prompt, from the instruction on, with the query: the tail. All its rows are read.
+        null: the same with the content-free query.
+    """
+
+    prefix: list[int]
+    blocks: list[DocumentBlock]
+    order: list[int]
+    query: list[int]
+    null: list[int]
+
+    def length(self, document_attention: str) -> int:
+        """How many positions the prompt takes: what must not exceed the model's context.
+
+        List-wise this is the number of its tokens; block-wise all blocks stand side by side, so it is the prefix, the
+        longest block and the longer tail.
+        """
+        lengths = [len(block.ids) for block in self.blocks]
+        documents = sum(lengths) if document_attention == "listwise" else max(lengths, default=0)
+        return len(self.prefix) + documents + max(len(self.query), len(self.null))
+
+
+class PromptBuilder:
+    """Builds the prompts of one template for one tokenizer.
+
+    Args:
+        template: the prompt's wording and span rules.
+        encoder: the tokenizer.
+        document_order: ``"best_last"`` puts the first candidate next to the query, ``"best_first"`` farthest from it.
+        document_attention: ``"listwise"`` numbers the tags in prompt order, ``"blockwise"`` gives all the same tag.
+        max_doc_tokens: title and text of each document are cut to so many tokens (the tag does not count); None keeps
+            them whole.
+    """
+
+    def __init__(
+        self,
+        template: PromptTemplate,
+        encoder: TextEncoder,
+        *,
+        document_order: str,
+        document_attention: str,
+        max_doc_tokens: int | None,
+    ) -> None:
+        self.template = template
+        self.encoder = encoder
+        self.document_order = document_order
+        self.document_attention = document_attention
+        self.max_doc_tokens = max_doc_tokens
+        self._chat = encoder.chat(template)
+        separator, self._separator_ids = encoder.separator(template)
+        self._prefix = encoder.start(self._chat.prefix + template.introduction) + self._separator_ids
+        self._tail_start = encoder.markup(template.instruction + separator + template.query_label)
+        self._suffix = encoder.markup(self._chat.suffix)[: template.suffix_rows]
+        self._null = self._tail(template.null_query)
+
+    def build(self, query: str, candidates: list[Candidate]) -> ListPrompt:
+        """The prompt of a query and its candidates, best first."""
+        order = list(range(len(candidates)))
+        if self.document_order == "best_last":
+            order.reverse()
+        texts = self.encoder.data([_after_blank(candidates[i].joined()) for i in order])
+        blocks = [
+            self._block(self._tag(number), ids[: self.max_doc_tokens]) for number, ids in enumerate(texts, start=1)
+        ]
+        return ListPrompt(self._prefix, blocks, order, self._tail(query), self._null)
+
+    def _tag(self, number: int) -> list[int]:
+        if self.document_attention == "blockwise":
+            return self.encoder.markup(self.template.block_tag)
+        return self.encoder.markup(self.template.document_tag.format(number=number))
+
+    def _block(self, tag: list[int], text: list[int]) -> DocumentBlock:
+        start = 0 if self.template.span == "document" else len(tag)
+        stop = len(tag) + len(text) + min(self.template.span_overhang, len(self._separator_ids))
+        return DocumentBlock(tag + text + self._separator_ids, start, stop)
+
+    def _tail(self, query: str) -> list[int]:
+        # Tokens behind the last row that is read could not change it: the attention is causal. They are left out.
+        return self._tail_start + self.encoder.data([_after_blank(query.strip())])[0] + self._suffix
+
+
+def _after_blank(text: str) -> str:
+    """The blank before a text belongs to the text: tokenizers write it into the first word's token."""
+    return f" {text}" if text else ""

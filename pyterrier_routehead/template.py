@@ -1,0 +1,160 @@
+"""How a list of candidates is put to the model: small declarative prompt templates.
+
+A list-wise prompt reads::
+
+    <chat prefix> introduction
+    <separator> [1] title, newline, text
+    <separator> [2] ...
+    <separator> instruction <separator> Query: the query <chat suffix>
+
+which is the form of ICR (arXiv 2410.02642). A template also says which tokens of a document count for its score (the
+span) and which tokens of the end are read (the query rows). Templates are values: compare them, hash them, change one
+with :func:`dataclasses.replace`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ChatMarkup:
+    """The control text around a user's turn, written out by hand.
+
+    Args:
+        prefix: what stands before the turn; the tokenizer's own start-of-text token is put before it.
+        suffix: what stands after the turn.
+    """
+
+    prefix: str
+    suffix: str
+
+
+FIND_INSTRUCTION = "Please find information that are relevant to the following query in the paragraphs above."
+ANSWER_INSTRUCTION = "Please answer the following question based on the information in the paragraphs above."
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """One way of putting a query and its candidates to a model.
+
+    Args:
+        name: what results and files call it.
+        introduction: text before the first document.
+        document_tag: tag before each document of a list-wise prompt; ``{number}`` counts from 1 in prompt order.
+        block_tag: tag before each document of a block-wise prompt, the same for all.
+        instruction: text after the last document; reading begins at its first token.
+        query_label: text before the query. The blank between the two belongs to the query.
+        separator: text between the parts; None picks one that the tokenizer never merges with the text before it.
+        chat: ``"tokenizer"`` takes the user turn's markup from the tokenizer's chat template, without any system
+            prompt, and none for a base model; ``"paper"`` takes the hand-written markup of the methods' own code for
+            the families they support, else as ``"tokenizer"``; or a :class:`ChatMarkup`.
+        span: which tokens of a document count: ``"document"`` its tag, title and text; ``"text"`` without the tag.
+        span_overhang: how many tokens after the text count as well (they are the separator's).
+        suffix_rows: how many tokens of the chat suffix are read along with instruction and query; None means all.
+        null_query: the content-free query of the calibration.
+    """
+
+    name: str
+    introduction: str = "Here are some paragraphs:"
+    document_tag: str = "[{number}]"
+    block_tag: str = "[document]"
+    instruction: str = FIND_INSTRUCTION
+    query_label: str = "Query:"
+    separator: str | None = None
+    chat: Literal["tokenizer", "paper"] | ChatMarkup = "tokenizer"
+    span: Literal["document", "text"] = "document"
+    span_overhang: int = 0
+    suffix_rows: int | None = None
+    null_query: str = "N/A"
+
+    def __post_init__(self) -> None:
+        if "{number}" in self.block_tag:
+            raise ValueError(f"block_tag is the same for all documents, got {self.block_tag!r}")
+        if self.span not in ("document", "text"):
+            raise ValueError(f"span is 'document' or 'text', got {self.span!r}")
+        if self.chat not in ("tokenizer", "paper") and not isinstance(self.chat, ChatMarkup):
+            raise ValueError(f"chat is 'tokenizer', 'paper' or a ChatMarkup, got {self.chat!r}")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+PAPER_CHAT: dict[str, ChatMarkup] = {
+    # A tokenizer is of a family when the control string on the left is one of its tokens; the first match counts.
+    "<|start_header_id|>": ChatMarkup(
+        "<|start_header_id|>user<|end_header_id|>", "<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
+    ),
+    "<|start_of_role|>": ChatMarkup(
+        "<|start_of_role|>user<|end_of_role|>", "<|end_of_text|><|start_of_role|>assistant<|end_of_role|>"
+    ),
+    "<|im_sep|>": ChatMarkup("<|im_start|>user<|im_sep|>", "<|im_end|><|im_start|>assistant<|im_sep|>"),
+    "<|im_start|>": ChatMarkup("<|im_start|>user", "<|im_end|>\n<|im_start|>assistant"),
+    "[INST]": ChatMarkup("[INST]", "[/INST]"),
+}
+"""Turn markup as the methods' own code writes it: Llama 3 (ICR, QRHead, CoRe), Granite and Phi-4 (CoRe), Qwen
+(QRHead), Mistral (ICR, CoRe)."""
+
+DEFAULT_TEMPLATE = PromptTemplate(name="default")
+
+TEMPLATES: dict[str, PromptTemplate] = {
+    template.name: template
+    for template in (
+        DEFAULT_TEMPLATE,
+        # OSU-NLP-Group/In-Context-Reranking: tag and title inside the span, everything after the documents is read.
+        PromptTemplate(name="icr", introduction=" Here are some paragraphs:", chat="paper"),
+        PromptTemplate(
+            name="icr-qa", introduction=" Here are some paragraphs:", instruction=ANSWER_INSTRUCTION, chat="paper"
+        ),
+        # princeton-pli/QRHead: ICR's prompt, always with the instruction to find information.
+        PromptTemplate(name="qr", introduction=" Here are some paragraphs:", chat="paper"),
+        # linhhtran/CoRe-Reranking: the tag lies outside the span, whose end reaches one token into the separator; one
+        # token of the suffix is read. (Its Mistral code ends the span with the text: span_overhang=0.)
+        PromptTemplate(
+            name="core",
+            introduction=" Here are some paragraphs:",
+            document_tag="[document {number}]",
+            separator="\n\n",
+            chat="paper",
+            span="text",
+            span_overhang=1,
+            suffix_rows=1,
+        ),
+    )
+}
+"""Templates by name: ``default``, and the papers' own ``icr``, ``icr-qa``, ``qr`` and ``core``."""
+
+_PAPER_ORDER = {"icr": "best_last", "icr-qa": "best_last", "qr": "best_last", "core": "best_first"}
+
+
+def get_template(prompt: "str | PromptTemplate") -> PromptTemplate:
+    """A template by name, or the template itself.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
+    """
+    if isinstance(prompt, PromptTemplate):
+        return prompt
+    if prompt not in TEMPLATES:
+        raise ValueError(f"there is no prompt {prompt!r}; known: {', '.join(TEMPLATES)}; or give a PromptTemplate")
+    return TEMPLATES[prompt]
+
+
+def paper_settings(method: str) -> dict[str, object]:
+    """The settings of a published method, to pass on: ``ICRReranker(**paper_settings("icr"))``.
+
+    Args:
+        method: ``"icr"``, ``"icr-qa"`` (its instruction for question answering), ``"qr"`` or ``"core"``.
+
+    Returns:
+        ``prompt``, ``document_order``, ``document_attention``, ``calibrate`` and ``token_filter`` as in the method's
+        own code. Truncation is not among them: the papers cut at 300 or 400 words, not at tokens.
+    """
+    if method not in _PAPER_ORDER:
+        raise ValueError(f"there are no paper settings {method!r}; known: {', '.join(_PAPER_ORDER)}")
+    return {
+        "prompt": TEMPLATES[method],
+        "document_order": _PAPER_ORDER[method],
+        "document_attention": "listwise",
+        "calibrate": True,
+        "token_filter": "sum",
+    }

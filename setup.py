@@ -1,0 +1,55 @@
+"""Package metadata; the tools are configured in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+GGUF = ["gguf", "accelerate>=1"]
+PISA = ["pyterrier-pisa"]
+PLOTS = ["matplotlib"]
+
+setup(
+    name="pyterrier-routehead",
+    version="0.1.0",
+    description="Re-rank documents in PyTerrier with attention heads of a frozen decoder LLM",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="pyterrier_routehead contributors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["information retrieval", "re-ranking", "attention heads", "large language models", "PyTerrier"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Text Processing :: Indexing",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.10",
+    packages=find_packages(include=["pyterrier_routehead", "pyterrier_routehead.*"]),
+    package_data={"pyterrier_routehead": ["py.typed"]},
+    zip_safe=False,
+    install_requires=[
+        "python-terrier",
+        "pyterrier>=1.1",
+        "torch>=2.6",
+        "transformers>=5",
+        "pandas>=2.2",
+        "numpy",
+        "safetensors",
+        "ir_datasets",
+        "ir_measures",
+    ],
+    extras_require={
+        "gguf": GGUF,
+        "pisa": PISA,
+        "plots": PLOTS,
+        "dev": ["pytest>=8", "hypothesis", "ruff", "psutil", *GGUF, *PISA, *PLOTS],
+    },
+)
