@@ -77,3 +77,11 @@ def layers_needed(heads: HeadsLike) -> int | None:
     if isinstance(heads, str) and heads == "all":
         return None
     return max(head.layer for head in parse_heads(heads)) + 1
+
+
+def describe_heads(heads: HeadsLike, depth: int | None = None) -> str:
+    """A few words on some heads and a depth, for the short repr of a transformer."""
+    named = "'all'" if isinstance(heads, str) and heads == "all" else ",".join(map(str, parse_heads(heads)))
+    if named.count(",") > 2:
+        named = f"{named.count(',') + 1} heads"
+    return named if depth is None else f"{named}, depth={depth}"

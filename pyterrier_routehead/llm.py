@@ -100,12 +100,27 @@ class FrozenLLM:
         self._lock = threading.RLock()
 
     @classmethod
-    def of(cls, llm: "FrozenLLM | str | None", *, max_layers: int | None = None) -> "FrozenLLM":
-        """What an ``llm=`` parameter means: the object itself, or a model by name, loaded with so many layers."""
+    def of(
+        cls, llm: "FrozenLLM | str | None", *, max_layers: int | None = None, reuse: "FrozenLLM | None" = None
+    ) -> "FrozenLLM":
+        """What an ``llm=`` parameter means: the object itself, or a model by name, loaded with so many layers.
+
+        Args:
+            llm: the parameter.
+            max_layers: how many layers are needed of a model by name; None for all.
+            reuse: what an earlier call gave; returned again if it still serves.
+        """
         if isinstance(llm, FrozenLLM):
             return llm
         if llm is not None and not isinstance(llm, str | Path):
-            raise TypeError(f"llm is a FrozenLLM, a model's name or None, got {type(llm).__name__}")
+            raise TypeError(
+                f"llm is a FrozenLLM, a model's name or None, got {type(llm).__name__}: "
+                "wrap a loaded model as FrozenLLM(model, tokenizer=...)"
+            )
+        if reuse is not None and reuse.model == llm:
+            loaded = reuse.max_layers
+            if loaded is None or (max_layers is not None and max_layers <= loaded):
+                return reuse
         return cls(llm, max_layers=max_layers)
 
     def __repr__(self) -> str:
@@ -431,8 +446,6 @@ def _cpu_has_bf16_matrices() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware: AMX or AVX512-BF16 on x86, BF16 (BFMMLA) on Arm."""
     import torch
 
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if capabilities:
-        return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "arm_bf16", "sve_bf16"))
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None) or getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported())
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.11
+    found = get_capabilities() if get_capabilities else {}
+    return any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16"))

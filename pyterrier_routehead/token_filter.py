@@ -2,8 +2,8 @@
 
 With a[j] the attention that the query rows pay to document token j (mean over rows) and n[j] the same for the
 content-free query, the calibrated score of a token is c[j] = a[j] - n[j]. In each document the tokens with
-c[j] < mean - 2 sd (sd with n - 1 in the denominator) are dropped, and the rest is summed (ICR, arXiv 2410.02642, and its
-code). A document of one token or of equal tokens has sd 0 and keeps all its tokens; the papers' code turns these into 0.
+c[j] < mean - 2 sd (sd with n - 1 in the denominator) are dropped, and the rest is summed (ICR, arXiv 2410.02642, and
+its code). A document of one token or of equal tokens has sd 0 and keeps all its tokens; the papers' code gives it 0.
 """
 
 import torch

@@ -1,0 +1,105 @@
+"""Reads head scores for candidate lists: prompts in, scores out, some lists at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .heads import Head, HeadsLike, resolve_heads
+from .llm import FrozenLLM
+from .prompt import Candidate, ListPrompt, PromptBuilder
+from .reading import ModelIdentity, Reading, ReadingSettings
+
+if TYPE_CHECKING:
+    from .kernel import ListScores
+
+
+@dataclass(frozen=True)
+class CandidateList:
+    """A query with its candidates, best first."""
+
+    qid: str
+    query: str
+    candidates: list[Candidate]
+
+
+class ListReader:
+    """Reads some heads of a model under some settings.
+
+    Args:
+        llm: the frozen model.
+        heads: heads to read.
+        settings: prompt, order, document attention, truncation, calibration and filter.
+        hidden_layers: layers after which to read the mean hidden state of the query rows.
+    """
+
+    def __init__(
+        self, llm: FrozenLLM, heads: HeadsLike, settings: ReadingSettings, *, hidden_layers: Sequence[int] = ()
+    ) -> None:
+        self.llm = llm
+        self._all = isinstance(heads, str) and heads == "all"
+        self.heads: tuple[Head, ...] = resolve_heads(heads, llm.num_layers, llm.num_heads)
+        self.settings = settings
+        self.hidden_layers = tuple(hidden_layers)
+        self._builder = PromptBuilder(
+            settings.prompt,
+            llm.encoder,
+            document_order=settings.document_order,
+            document_attention=settings.document_attention,
+            max_doc_tokens=settings.max_doc_tokens,
+        )
+
+    @property
+    def reading(self) -> Reading:
+        """What the scores speak of."""
+        return Reading(model_identity(self.llm), self.heads, self.settings, self._all, self.hidden_layers)
+
+    def prompt(self, candidates: CandidateList) -> ListPrompt:
+        """The prompt of a list."""
+        return self._builder.build(candidates.query, candidates.candidates)
+
+    def read(self, lists: Sequence[CandidateList], batch_size: int) -> Iterator[tuple[CandidateList, "ListScores"]]:
+        """Scores of each list, in order, ``batch_size`` lists a pass.
+
+        Raises:
+            ListTooLongError: naming the qid of a list beyond the model's context.
+        """
+        for start in range(0, len(lists), batch_size):
+            batch = lists[start : start + batch_size]
+            prompts = [self.prompt(candidates) for candidates in batch]
+            for candidates, prompt in zip(batch, prompts, strict=True):
+                self.check_length(candidates, prompt)
+            yield from zip(batch, self.score(prompts), strict=True)
+
+    def score(self, prompts: Sequence[ListPrompt]) -> list["ListScores"]:
+        """Scores of some prompts, read in one pass."""
+        from .kernel import score_lists
+
+        if not prompts:
+            return []
+        return score_lists(
+            self.llm,
+            prompts,
+            self.heads,
+            document_attention=self.settings.document_attention,
+            calibrate=self.settings.calibrate,
+            hidden_layers=self.hidden_layers,
+        )
+
+    def overflows(self, prompt: ListPrompt) -> bool:
+        """Whether a list-wise prompt exceeds the model's context, so that its list needs windows."""
+        context = self.llm.context_length
+        return self.settings.document_attention == "listwise" and context is not None and prompt.length("listwise") > context
+
+    def check_length(self, candidates: CandidateList, prompt: ListPrompt) -> None:
+        """Refuse a list that the model cannot read, naming its qid."""
+        from .kernel import check_length
+
+        try:
+            check_length(self.llm, prompt.length(self.settings.document_attention))
+        except ValueError as error:
+            raise type(error)(f"query {candidates.qid!r} with {len(candidates.candidates)} candidates: {error}") from None
+
+
+def model_identity(llm: FrozenLLM) -> ModelIdentity:
+    """Which model this is; loads it."""
+    return ModelIdentity(llm.name, llm.fingerprint, llm.total_layers, llm.num_heads)

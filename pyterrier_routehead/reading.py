@@ -1,0 +1,168 @@
+"""What a head score speaks of: which heads of which model, read how. Every row of head scores carries this along.
+
+A vector of head scores means nothing without it, and a frame's own attributes do not survive merging, slicing or
+``transform_iter``. So a scorer writes it into each row, as one shared value in the column ``head_reading``, and whoever
+uses the vectors looks heads up by name and refuses what was read otherwise than it expects.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from .fingerprint import same_weights, shown
+from .heads import Head, HeadsLike, resolve_heads
+from .prompt import DOCUMENT_ATTENTIONS, DOCUMENT_ORDERS
+from .template import DEFAULT_TEMPLATE, PromptTemplate, get_template
+
+TOKEN_FILTERS = ("head", "sum", "none")
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """How attention is read. The field defaults are the package's defaults.
+
+    Args:
+        prompt: the template.
+        document_order: ``"best_last"`` (the first candidate stands next to the query) or ``"best_first"``.
+        document_attention: ``"listwise"`` (each document sees those before it) or ``"blockwise"`` (only itself).
+        max_doc_tokens: title and text of each document are cut to so many tokens.
+        calibrate: subtract what the content-free query pays.
+        token_filter: the 2-sigma filter on calibrated tokens: ``"head"`` (a head, so scores add up over heads),
+            ``"sum"`` (after summing the heads, as the papers' code does) or ``"none"``.
+    """
+
+    prompt: PromptTemplate = DEFAULT_TEMPLATE
+    document_order: str = "best_last"
+    document_attention: str = "listwise"
+    max_doc_tokens: int = 150
+    calibrate: bool = True
+    token_filter: str = "head"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("document_order", DOCUMENT_ORDERS),
+            ("document_attention", DOCUMENT_ATTENTIONS),
+            ("token_filter", TOKEN_FILTERS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
+        if not isinstance(self.max_doc_tokens, int) or self.max_doc_tokens < 1:
+            raise ValueError(f"max_doc_tokens is a number of tokens from 1, got {self.max_doc_tokens!r}")
+        if not self.calibrate and self.token_filter != "none":
+            raise ValueError(
+                f"token_filter={self.token_filter!r} filters calibrated scores, but calibrate=False: "
+                "leave one of the two out"
+            )
+
+
+SETTING_NAMES = tuple(field.name for field in fields(ReadingSettings))
+
+
+def resolve_settings(given: Mapping[str, Any], fallback: ReadingSettings | None = None) -> ReadingSettings:
+    """Settings set by hand (those that are not None), and for the rest a fallback, else the package's defaults.
+
+    ``calibrate=False`` turns a filter off that was not set by hand.
+    """
+    given = _by_hand(given)
+    if given.get("calibrate") is False:
+        given.setdefault("token_filter", "none")
+    return replace(fallback or ReadingSettings(), **given)
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model was read.
+
+    Args:
+        name: its id, folder or file.
+        fingerprint: a hash a layer over its weights, for the layers that were loaded.
+        num_layers: layers of the whole model.
+        num_heads: heads a layer.
+    """
+
+    name: str
+    fingerprint: tuple[str, ...]
+    num_layers: int
+    num_heads: int
+
+    def is_same(self, other: "ModelIdentity") -> bool:
+        """Whether shape and weights agree (in the layers that both have loaded), whatever the names."""
+        shapes = [(model.num_layers, model.num_heads) for model in (self, other)]
+        return shapes[0] == shapes[1] and same_weights(self.fingerprint, other.fingerprint)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.num_layers} x {self.num_heads} heads, weights {shown(self.fingerprint)})"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the vectors of head scores in a frame are: one number a head, in this order.
+
+    Args:
+        model: the model that was read.
+        heads: the heads, in the order of a vector's numbers.
+        settings: how they were read.
+        complete: whether these are all heads of the model, as far as it was to be used.
+        hidden_layers: the layers of the rows of ``hidden_state``, if that was asked for.
+    """
+
+    model: ModelIdentity
+    heads: tuple[Head, ...]
+    settings: ReadingSettings
+    complete: bool = False
+    hidden_layers: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Reading({len(self.heads)} heads of {self.model.name}, {self.settings.document_attention})"
+
+    def columns(self, heads: HeadsLike) -> list[int]:
+        """Places of some heads in a vector.
+
+        Raises:
+            ValueError: naming heads that the model does not have, or that were not read.
+        """
+        if self.complete and isinstance(heads, str) and heads == "all":
+            return list(range(len(self.heads)))
+        heads = resolve_heads(heads, self.model.num_layers, self.model.num_heads)
+        place = {head: i for i, head in enumerate(self.heads)}
+        if missing := [str(head) for head in heads if head not in place]:
+            raise ValueError(
+                f"head_scores lacks {len(missing)} of {len(heads)} heads: {_some(missing)}; "
+                f"it has {len(self.heads)} heads of {self.model}"
+            )
+        return [place[head] for head in heads]
+
+    def check_settings(self, given: Mapping[str, Any]) -> None:
+        """Refuse settings set by hand that differ from how the vectors were read.
+
+        Raises:
+            ValueError: naming the setting and both values.
+        """
+        for name, value in _by_hand(given).items():
+            own = getattr(self.settings, name)
+            if value != own:
+                raise ValueError(f"{name}={_shown(value)} was asked for, but head_scores was read with {_shown(own)}")
+
+    def check_model(self, model: ModelIdentity) -> None:
+        """Refuse another model than the one that was read.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if not self.model.is_same(model):
+            raise ValueError(f"head_scores was read from {self.model}, which is not {model}")
+
+
+def _by_hand(given: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {name: value for name, value in given.items() if name in SETTING_NAMES and value is not None}
+    if "prompt" in chosen:
+        chosen["prompt"] = get_template(chosen["prompt"])
+    return chosen
+
+
+def _shown(value: object) -> str:
+    return repr(value.name) if isinstance(value, PromptTemplate) else repr(value)
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

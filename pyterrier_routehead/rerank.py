@@ -1,0 +1,295 @@
+"""Re-rankers with a fixed set of heads: `StaticHeadReranker`, and `ICRReranker`, which sums all of them."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from .frames import (
+    CandidateRows,
+    candidate_lists,
+    check_finite,
+    check_numbers,
+    documents,
+    first_stage_scores,
+    query_text,
+    standardised,
+    vector_rows,
+    with_tail,
+)
+from .heads import HeadsLike, describe_heads, layers_needed, parse_heads
+from .llm import FrozenLLM
+from .reader import CandidateList, ListReader, model_identity
+from .reading import SETTING_NAMES, Reading, ReadingSettings, resolve_settings
+from .template import PromptTemplate
+from .windows import slide_windows
+
+if TYPE_CHECKING:
+    from .kernel import ListScores
+    from .prompt import ListPrompt
+
+
+class StaticHeadReranker(pt.Transformer):
+    """Ranks by the sum of a fixed set of attention heads.
+
+    Behind an :class:`AttentionHeadScorer` it sums what the scorer has read and needs no model. On text it reads the
+    heads itself, running no layer above the deepest of them.
+
+    Required input columns: ``qid``, ``docno`` and either ``head_scores`` with ``head_reading``, or ``query`` and
+    ``text_field`` (and ``title_field``); ``rank`` or ``score``, if there, give the candidates' order; ``score`` is
+    needed for ``first_stage_weight``.
+
+    Output columns: all input columns, with new ``score`` (float64) and ``rank``. Rows keep their order. Candidates
+    below ``depth``, and trailing ones without a vector, keep their order behind the others, with finite falling scores.
+
+    A list-wise list beyond the model's context is ranked in windows that slide from its tail to its head, with a
+    warning; scores then fall along the ranking, but only those of the last window are attention.
+
+    Args:
+        heads: ``"all"``, or heads as (layer, head) pairs or ``"layer-head"`` strings.
+        llm: a :class:`FrozenLLM` to share, a model's name, or None: for SmolLM2-135M-Instruct on text, for whichever
+            model was read on head scores.
+        prompt: see :class:`AttentionHeadScorer`, as for the next five. None means the value that the frame's head
+            scores were read with, else the package's default; a value that differs from the frame's is an error.
+        document_order: ``"best_last"`` or ``"best_first"``.
+        document_attention: ``"listwise"`` or ``"blockwise"``.
+        max_doc_tokens: title and text of each document are cut to so many tokens.
+        calibrate: whether to subtract the scores of the content-free query.
+        token_filter: ``"head"``, ``"sum"`` (filter after summing the heads, as the papers' code does; on text only) or
+            ``"none"``.
+        depth: re-rank only so many candidates a query.
+        first_stage_weight: weight of the first stage's score, added after both sides are standardised within the
+            query; 0 leaves it out.
+        batch_size: how many lists are read in one pass.
+        text_field: column of the documents' text.
+        title_field: column of the documents' titles, if any.
+        verbose: show progress.
+    """
+
+    schematic = {"label": "StaticHeads", "help_url": "https://arxiv.org/abs/2506.09944"}
+
+    def __init__(
+        self,
+        heads: HeadsLike,
+        *,
+        llm: FrozenLLM | str | None = None,
+        prompt: PromptTemplate | str | None = None,
+        document_order: str | None = None,
+        document_attention: str | None = None,
+        max_doc_tokens: int | None = None,
+        calibrate: bool | None = None,
+        token_filter: str | None = None,
+        depth: int | None = None,
+        first_stage_weight: float = 0.0,
+        batch_size: int = 1,
+        text_field: str = "text",
+        title_field: str | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.heads = heads
+        self.llm = llm
+        self.prompt = prompt
+        self.document_order = document_order
+        self.document_attention = document_attention
+        self.max_doc_tokens = max_doc_tokens
+        self.calibrate = calibrate
+        self.token_filter = token_filter
+        self.depth = depth
+        self.first_stage_weight = first_stage_weight
+        self.batch_size = batch_size
+        self.text_field = text_field
+        self.title_field = title_field
+        self.verbose = verbose
+        self._own_llm: FrozenLLM | None = None
+        self._settings()  # a wrong value is refused here, not in the middle of a run
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe_heads(self.heads, self.depth)})"
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Rank anew; see the class."""
+        weighed = ["score"] if self.first_stage_weight else []
+        text = ["query", self.text_field, *([] if self.title_field is None else [self.title_field])]
+        with pt.validate.any(inp, context=self) as mode:
+            mode.result_frame(["head_scores", "head_reading", *weighed], mode="vectors")
+            mode.result_frame([*text, *weighed], mode="text")
+        settings = self._settings()
+        scores = np.zeros(len(inp))
+        if not inp.empty:
+            lists = candidate_lists(inp)
+            scored = self._sum_vectors(inp, lists) if mode.mode == "vectors" else self._read_text(inp, lists, settings)
+            if self.verbose:
+                scored = pt.tqdm(scored, total=len(lists), unit="q", desc=str(self))
+            for candidates, own in zip(lists, scored, strict=True):
+                check_finite(own, candidates.qid)
+                scores[candidates.rows] = with_tail(own, len(candidates.rows))
+        out = inp.drop(columns=["score", "rank"], errors="ignore").assign(score=scores)
+        return pt.model.add_ranks(out)
+
+    def _settings(self) -> ReadingSettings:
+        check_numbers(self.depth, self.batch_size)
+        if not np.isfinite(self.first_stage_weight):
+            raise ValueError(f"first_stage_weight is a finite number, got {self.first_stage_weight!r}")
+        if self.heads != "all":
+            parse_heads(self.heads)
+        return resolve_settings(self._given())
+
+    def _given(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in SETTING_NAMES}
+
+    def _with_first_stage(self, inp: pd.DataFrame, candidates: CandidateRows, attention: np.ndarray) -> np.ndarray:
+        """Attention scores of the first candidates of a list, with the first stage's scores added if asked for."""
+        if not self.first_stage_weight:
+            return attention
+        first = first_stage_scores(inp, candidates)[: len(attention)]
+        return standardised(attention) + self.first_stage_weight * standardised(first)
+
+    # From head scores that are in the frame
+
+    def _sum_vectors(self, inp: pd.DataFrame, lists: Sequence[CandidateRows]) -> Iterator[np.ndarray]:
+        if self.token_filter == "sum":
+            raise ValueError(
+                "token_filter='sum' filters after summing heads, which head_scores cannot give any more: "
+                "put this re-ranker on text, not behind a scorer"
+            )
+        chosen: dict[int, list[int]] = {}
+        for candidates in lists:
+            rows, readings, vectors = vector_rows(inp, candidates)
+            for reading in readings:
+                if id(reading) not in chosen:
+                    chosen[id(reading)] = self._columns(reading)
+            top = slice(0, self.depth)
+            own = [
+                np.asarray(vector)[chosen[id(reading)]].sum(dtype=np.float64)
+                for vector, reading in zip(vectors[top], readings[top], strict=True)
+            ]
+            yield self._with_first_stage(inp, candidates, np.array(own))
+
+    def _columns(self, reading: Reading) -> list[int]:
+        """Places of the heads in vectors of some reading, which must be one that this re-ranker may use."""
+        reading.check_settings(self._given())
+        if self.llm is not None:
+            llm = FrozenLLM.of(self.llm, reuse=self._own_llm)
+            if llm.is_loaded or llm.name != reading.model.name:
+                self._own_llm = llm
+                reading.check_model(model_identity(llm))
+        return reading.columns(self.heads)
+
+    # From text
+
+    def _read_text(
+        self, inp: pd.DataFrame, lists: Sequence[CandidateRows], settings: ReadingSettings
+    ) -> Iterator[np.ndarray]:
+        self._own_llm = FrozenLLM.of(self.llm, max_layers=layers_needed(self.heads), reuse=self._own_llm)
+        reader = ListReader(self._own_llm, self.heads, settings)
+        warned = False
+        for start in range(0, len(lists), self.batch_size):
+            batch = lists[start : start + self.batch_size]
+            texts = [self._candidate_list(inp, candidates) for candidates in batch]
+            prompts = [reader.prompt(candidates) for candidates in texts]
+            too_long = [reader.overflows(prompt) for prompt in prompts]
+            for candidates, prompt, slides in zip(texts, prompts, too_long, strict=True):
+                if not slides:
+                    reader.check_length(candidates, prompt)
+            read = iter(reader.score([p for p, slides in zip(prompts, too_long, strict=True) if not slides]))
+            for rows, candidates, prompt, slides in zip(batch, texts, prompts, too_long, strict=True):
+                if not slides:
+                    yield self._with_first_stage(inp, rows, _summed(next(read), settings))
+                    continue
+                if not warned:
+                    warned = True
+                    warnings.warn(
+                        f"query {rows.qid!r}: its {len(candidates.candidates)} candidates take "
+                        f"{prompt.length('listwise')} tokens, but the context has {reader.llm.context_length}: "
+                        "such lists are ranked in sliding windows",
+                        stacklevel=3,
+                    )
+                yield self._slide(inp, rows, candidates, prompt, reader)
+
+    def _candidate_list(self, inp: pd.DataFrame, candidates: CandidateRows) -> CandidateList:
+        top = candidates.rows[: self.depth]
+        return CandidateList(
+            candidates.qid, query_text(inp, candidates), documents(inp, top, self.text_field, self.title_field)
+        )
+
+    def _slide(
+        self,
+        inp: pd.DataFrame,
+        rows: CandidateRows,
+        candidates: CandidateList,
+        prompt: "ListPrompt",
+        reader: ListReader,
+    ) -> np.ndarray:
+        lengths = np.zeros(len(prompt.blocks), dtype=int)
+        lengths[prompt.order] = [len(block.ids) for block in prompt.blocks]
+        budget = reader.llm.context_length - (prompt.length("listwise") - lengths.sum())
+        for row, length in zip(rows.rows, lengths, strict=False):
+            if length > budget:
+                raise ValueError(
+                    f"query {rows.qid!r}: document {inp['docno'].iloc[row]!r} takes {length} tokens, but the context "
+                    f"leaves {budget} for documents; lower max_doc_tokens"
+                )
+
+        def rank(numbers: list[int]) -> np.ndarray:
+            window = CandidateList(rows.qid, candidates.query, [candidates.candidates[i] for i in numbers])
+            own_prompt = reader.prompt(window)
+            reader.check_length(window, own_prompt)
+            scores = _summed(reader.score([own_prompt])[0], reader.settings)
+            return self._with_first_stage(inp, CandidateRows(rows.qid, rows.rows[numbers]), scores)
+
+        return slide_windows(lengths, budget, rank)
+
+
+class ICRReranker(StaticHeadReranker):
+    """In-context re-ranking (ICR, arXiv 2410.02642): ranks by the sum of all heads of all layers.
+
+    Columns and arguments as for :class:`StaticHeadReranker`. ``ICRReranker(**paper_settings("icr"))`` takes the prompt,
+    order and token filter of the paper's own code.
+    """
+
+    schematic = {"label": "ICR", "help_url": "https://arxiv.org/abs/2410.02642"}
+
+    def __init__(
+        self,
+        *,
+        llm: FrozenLLM | str | None = None,
+        prompt: PromptTemplate | str | None = None,
+        document_order: str | None = None,
+        document_attention: str | None = None,
+        max_doc_tokens: int | None = None,
+        calibrate: bool | None = None,
+        token_filter: str | None = None,
+        depth: int | None = None,
+        first_stage_weight: float = 0.0,
+        batch_size: int = 1,
+        text_field: str = "text",
+        title_field: str | None = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            "all",
+            llm=llm,
+            prompt=prompt,
+            document_order=document_order,
+            document_attention=document_attention,
+            max_doc_tokens=max_doc_tokens,
+            calibrate=calibrate,
+            token_filter=token_filter,
+            depth=depth,
+            first_stage_weight=first_stage_weight,
+            batch_size=batch_size,
+            text_field=text_field,
+            title_field=title_field,
+            verbose=verbose,
+        )
+
+
+def _summed(scores: "ListScores", settings: ReadingSettings) -> np.ndarray:
+    """One attention score a candidate, float64: the heads' sum, filtered as the settings say."""
+    if settings.token_filter == "sum":
+        return scores.summed.astype(np.float64)
+    vectors = scores.vectors(calibrate=settings.calibrate, token_filter=settings.token_filter)
+    return vectors.sum(axis=1, dtype=np.float64)

@@ -1,0 +1,159 @@
+"""`AttentionHeadScorer`: one vector of head scores a candidate, for whatever comes behind it in a pipeline."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from .frames import candidate_lists, check_finite, check_numbers, documents, object_column, query_text
+from .heads import HeadsLike, describe_heads, layers_needed, parse_heads
+from .llm import FrozenLLM
+from .reader import CandidateList, ListReader
+from .reading import SETTING_NAMES, ReadingSettings, resolve_settings
+from .template import PromptTemplate
+
+
+class AttentionHeadScorer(pt.Transformer):
+    """Scores every candidate by every chosen attention head of a frozen decoder LLM.
+
+    All candidates of a query go into one prompt, and each head's score of a document is the attention that the query's
+    tokens pay to it (ICR, arXiv 2410.02642; QRHead, arXiv 2506.09944). Put it once before several re-rankers and share
+    the object: the documents are then encoded once a query.
+
+    Required input columns: ``qid``, ``query``, ``docno``, ``text_field`` (and ``title_field``); ``rank`` or ``score``,
+    if there, give the candidates' order.
+
+    Output columns: all input columns, and
+
+    * ``head_scores``: float32 array [heads] a row;
+    * ``head_reading``: what that vector speaks of (heads, model, settings), a
+      :class:`~pyterrier_routehead.reading.Reading` shared by the rows;
+    * ``head_scores_raw`` with ``raw``: the same without calibration and filter;
+    * ``features`` with ``features``: the vector again, for PyTerrier's learners (``>> pt.ltr.apply_learned_model(...)``);
+    * ``hidden_state`` with ``hidden_layers``: float32 array [layers, hidden size], the mean hidden state of the query's
+      rows after those layers, the same for all rows of a query.
+
+    A missing text counts as empty. The rows keep their order; nothing is ranked.
+
+    Args:
+        heads: ``"all"``, or heads as (layer, head) pairs or ``"layer-head"`` strings. No layer above the deepest runs.
+        llm: a :class:`FrozenLLM` to share, a model's name, or None for SmolLM2-135M-Instruct.
+        prompt: a :class:`PromptTemplate` or the name of one; None for ``"default"``.
+        document_order: ``"best_last"`` or ``"best_first"``; None for ``"best_last"``.
+        document_attention: ``"listwise"`` or ``"blockwise"``; None for ``"listwise"``.
+        max_doc_tokens: title and text of each document are cut to so many tokens; None for 150.
+        calibrate: whether to subtract the scores of the content-free query; None for True.
+        token_filter: ``"head"`` (2-sigma filter a head) or ``"none"``; None for ``"head"``. ``"sum"`` does not exist a
+            head: it is for re-rankers that read text themselves.
+        depth: score only so many candidates a query; the columns above are None below.
+        raw: also write ``head_scores_raw``.
+        features: also write ``features``. Not with ``depth``: cut the list before the scorer instead.
+        hidden_layers: layers after which to read ``hidden_state``.
+        batch_size: how many lists are read in one pass.
+        text_field: column of the documents' text.
+        title_field: column of the documents' titles, if any.
+        verbose: show progress.
+
+    Raises:
+        ListTooLongError: naming the qid, for a list beyond the model's context.
+    """
+
+    schematic = {"label": "AttentionHeads", "help_url": "https://arxiv.org/abs/2410.02642"}
+
+    def __init__(
+        self,
+        heads: HeadsLike = "all",
+        *,
+        llm: FrozenLLM | str | None = None,
+        prompt: PromptTemplate | str | None = None,
+        document_order: str | None = None,
+        document_attention: str | None = None,
+        max_doc_tokens: int | None = None,
+        calibrate: bool | None = None,
+        token_filter: str | None = None,
+        depth: int | None = None,
+        raw: bool = False,
+        features: bool = False,
+        hidden_layers: Sequence[int] = (),
+        batch_size: int = 1,
+        text_field: str = "text",
+        title_field: str | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.heads = heads
+        self.llm = llm
+        self.prompt = prompt
+        self.document_order = document_order
+        self.document_attention = document_attention
+        self.max_doc_tokens = max_doc_tokens
+        self.calibrate = calibrate
+        self.token_filter = token_filter
+        self.depth = depth
+        self.raw = raw
+        self.features = features
+        self.hidden_layers = hidden_layers
+        self.batch_size = batch_size
+        self.text_field = text_field
+        self.title_field = title_field
+        self.verbose = verbose
+        self._own_llm: FrozenLLM | None = None
+        self._settings()  # a wrong value is refused here, not in the middle of a run
+
+    def __repr__(self) -> str:
+        return f"AttentionHeadScorer({describe_heads(self.heads, self.depth)})"
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Add the vectors; see the class."""
+        fields = [self.text_field] if self.title_field is None else [self.text_field, self.title_field]
+        pt.validate.result_frame(inp, extra_columns=["query", *fields], context=self)
+        settings = self._settings()
+        columns = {name: object_column(len(inp)) for name in self._columns()}
+        if not inp.empty:
+            deepest = layers_needed(self.heads)
+            deepest = None if deepest is None else max([deepest, *(layer + 1 for layer in self.hidden_layers)])
+            self._own_llm = FrozenLLM.of(self.llm, max_layers=deepest, reuse=self._own_llm)
+            reader = ListReader(self._own_llm, self.heads, settings, hidden_layers=self.hidden_layers)
+            self._fill(inp, reader, columns)
+        return inp.assign(**columns)
+
+    def _fill(self, inp: pd.DataFrame, reader: ListReader, columns: dict[str, np.ndarray]) -> None:
+        found = candidate_lists(inp)
+        rows = [candidates.rows[: self.depth] for candidates in found]
+        lists = [
+            CandidateList(own.qid, query_text(inp, own), documents(inp, top, self.text_field, self.title_field))
+            for own, top in zip(found, rows, strict=True)
+        ]
+        reading, settings = reader.reading, reader.settings
+        scored = reader.read(lists, self.batch_size)
+        if self.verbose:
+            scored = pt.tqdm(scored, total=len(lists), unit="q", desc=str(self))
+        for (candidates, scores), top in zip(scored, rows, strict=True):
+            vectors = scores.vectors(calibrate=settings.calibrate, token_filter=settings.token_filter)
+            check_finite(vectors, candidates.qid)
+            states = [scores.hidden[layer] for layer in self.hidden_layers]
+            hidden = np.stack(states) if states else None
+            for i, row in enumerate(top):
+                columns["head_scores"][row] = vectors[i]
+                columns["head_reading"][row] = reading
+                if self.raw:
+                    columns["head_scores_raw"][row] = scores.raw[i]
+                if self.features:
+                    columns["features"][row] = vectors[i]
+                if hidden is not None:
+                    columns["hidden_state"][row] = hidden
+
+    def _columns(self) -> list[str]:
+        asked = {"head_scores_raw": self.raw, "features": self.features, "hidden_state": len(self.hidden_layers) > 0}
+        return ["head_scores", "head_reading", *(name for name, wanted in asked.items() if wanted)]
+
+    def _settings(self) -> ReadingSettings:
+        check_numbers(self.depth, self.batch_size)
+        if self.heads != "all":
+            parse_heads(self.heads)
+        settings = resolve_settings({name: getattr(self, name) for name in SETTING_NAMES})
+        if settings.token_filter == "sum":
+            raise ValueError("token_filter='sum' filters after summing heads, so it does not exist for single heads")
+        if self.features and self.depth is not None:
+            raise ValueError("features=True needs a vector in every row: cut the list before the scorer, not by depth")
+        return settings
