@@ -73,8 +73,8 @@ def main() -> None:
         plan="tree",
         round={"nDCG@10": 4, "RR@10": 4, "R@20": 4, "mrt": 0},
     )
-    print(f"\nSciFact test, {len(topics)} queries, BM25 top {args.depth}, {llm.name}, {args.attention}; mrt in ms a query")
-    print(f"{llm.document_passes} document passes for {len(systems) - 1} re-rankers")
+    print(f"\nSciFact test, {len(topics)} queries, BM25 top {args.depth}, {llm.name}, {args.attention}")
+    print(f"{llm.document_passes} document passes for {len(systems) - 1} re-rankers; mrt in ms, the pass included")
     with pd.option_context("display.width", 200, "display.max_columns", None):
         print(table.to_string(index=False))
     if args.output:

@@ -11,6 +11,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``token_filter``         from attention on tokens to scores of documents
 ``attention``            the one place where attention is computed and read
 ``fingerprint``          which weights a model has
+``quiet``                keeps transformers' load reports out of a user's output
 ``default_model``        where SmolLM2-135M-Instruct comes from
 ``llm``                  `FrozenLLM`: the frozen model, run up to the deepest head that is needed
 ``kernel``               head scores of candidate lists

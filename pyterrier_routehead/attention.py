@@ -223,7 +223,10 @@ class TailPass:
         self.ids = [i for tails in self.tails for tail in tails for i in tail]
         starts = [documents.tail_position(p) for p in documents.prompts]
         self.positions = [
-            start + i for start, tails in zip(starts, self.tails, strict=True) for tail in tails for i in range(len(tail))
+            start + i
+            for start, tails in zip(starts, self.tails, strict=True)
+            for tail in tails
+            for i in range(len(tail))
         ]
         ends = _running_ends(sum(map(len, tails)) for tails in self.tails)
         self._rows = [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
@@ -263,12 +266,13 @@ class TailPass:
         self, i: int, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, visible: torch.Tensor
     ) -> None:
         """Attention of list i's rows: query [heads, rows, dim], key [key-value heads, keys, dim]."""
-        reading, columns, lengths = self.readings[i], self._columns[i].to(key.device), [*map(len, self.tails[i])]
+        reading, lengths = self.readings[i], [len(tail) for tail in self.tails[i]]
+        columns = self._columns[i].to(key.device)
         group = query.shape[0] // key.shape[0]
         for shared in sorted({head.head // group for head in self.heads[index]}):
             chosen = [head for head in self.heads[index] if head.head // group == shared]
-            logits = layer.logits(torch.stack([query[head.head] for head in chosen]), key[shared]).masked_fill_(~visible, -torch.inf)
-            attention = torch.softmax(logits, dim=-1)
+            logits = layer.logits(torch.stack([query[head.head] for head in chosen]), key[shared])
+            attention = torch.softmax(logits.masked_fill_(~visible, -torch.inf), dim=-1)
             # rows of the query, then rows of the content-free query: [heads, tails' rows, keys] -> [heads, columns]
             means = [part.mean(dim=1).index_select(-1, columns) for part in attention.split(lengths, dim=1)]
             means = [mean.to(self._columns[i].device) for mean in means]

@@ -28,7 +28,8 @@ def default_source() -> ModelSource:
     """The default model's place, converting the GGUF file if it is the one to use."""
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(DEFAULT_MODEL, "config.json"), str):
+    # The weights count: the hub's cache may hold the configuration or the tokenizer alone.
+    if isinstance(try_to_load_from_cache(DEFAULT_MODEL, "model.safetensors"), str):
         return ModelSource(DEFAULT_MODEL, DEFAULT_MODEL)
     gguf = packaged_gguf()
     if gguf is not None:

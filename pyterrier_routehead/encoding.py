@@ -6,7 +6,9 @@ across a piece's border; :class:`TextEncoder` picks the separator accordingly.
 """
 
 import re
+import string
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from .template import PAPER_CHAT, ChatMarkup, PromptTemplate
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SEPARATORS = ("\n\n", " \n\n", "\n", " \n")
-_TEXT_ENDS = ("word", "Ünï", "中文", "7", "end.", "end?", 'end."', "end)", "end.)", "end]", "5%", "3°", "a-", "so:", "✓")
-_TURN, _SYSTEM, _REPLY, _AGAIN = "\u2402turn\u2403", "\u2402system\u2403", "\u2402reply\u2403", "\u2402again\u2403"
+_TEXT_ENDS = ("word", "Ünï", "中文", "中。", "7", "3°", "✓", "end.)", 'end."', "end.”")
+_TEXT_ENDS += tuple(f"end{mark}" for mark in string.punctuation)
+_TURN, _REPLY = "\u2402turn\u2403", "\u2402reply\u2403"
 
 
 class TextEncoder:
@@ -35,6 +38,7 @@ class TextEncoder:
 
     def data(self, texts: list[str]) -> list[list[int]]:
         """Ids of pieces of data inside a prompt; no control string ever becomes a control token."""
+        texts = [_well_formed(text) for text in texts]
         pieces = [_split(text, self._control_strings) for text in texts]
         encoded = iter(self._inside([piece for text in pieces for piece in text]))
         ids = [[token for _ in text for token in next(encoded)] for text in pieces]
@@ -45,78 +49,73 @@ class TextEncoder:
 
     def start(self, text: str) -> list[int]:
         """Ids of the markup that opens a prompt: the tokenizer's start-of-text token, unless it is there, and text."""
-        ids = self._plain([text])[0] if text else []
+        ids = self._plain([text])[0]
         leading = self._leading_ids
         return ids if ids[: len(leading)] == leading else leading + ids
 
     def separator(self, template: PromptTemplate) -> tuple[str, list[int]]:
-        """The separator of a template for this tokenizer: its text, and its ids between data and markup.
+        r"""The separator of a template for this tokenizer: its text, and its ids between data and markup.
 
-        Without one set by the template, it is the first of ``"\\n\\n"``, ``" \\n\\n"``, ``"\\n"`` and ``" \\n"`` that
-        never merges with the text before it or the markup behind it (``" \\n\\n"`` for Llama 3 and Qwen, whose
-        tokenizers join a full stop and the line breaks after it). Where none achieves this it is ``"\\n\\n"``, and the
-        prompt's ids are those of its pieces, not those of the whole string encoded at once.
+        Without one set by the template, it is the first of ``"\n\n"``, ``" \n\n"``, ``"\n"`` and ``" \n"`` that never
+        merges with the text before it or the markup behind it (``" \n\n"`` for Llama 3 and Qwen, whose tokenizers join
+        a full stop and the line breaks after it). Where none achieves this it is ``"\n\n"``, and the prompt's ids are
+        those of its pieces, not those of the whole string encoded at once.
         """
-        behind = (template.document_tag.format(number=1), template.block_tag, template.instruction)
         candidates = _SEPARATORS if template.separator is None else (template.separator,)
-        for text in candidates:
-            ids = self._between(text, behind)
-            if ids is not None and (template.separator is not None or self._stands_alone(text, ids, behind)):
-                return text, ids
-        return candidates[0], self.markup(candidates[0])
+        found = [(text, self._separator_ids(text, template)) for text in candidates]
+        return next((pair for pair in found if self._stands_alone(*pair, template)), found[0])
 
     def chat(self, template: PromptTemplate) -> ChatMarkup:
         """The markup around the user's turn: by hand, from the papers' code, or from the tokenizer's own template."""
         if isinstance(template.chat, ChatMarkup):
             return template.chat
         if template.chat == "paper":
-            vocabulary = self.tokenizer.get_added_vocab()
+            vocabulary, own = self.tokenizer.get_added_vocab(), str(self.tokenizer.chat_template)
             for control, markup in PAPER_CHAT.items():
-                if control in vocabulary:
+                if control in vocabulary or control in own:
                     return markup
         return self._tokenizer_chat
 
-    def _between(self, separator: str, behind: tuple[str, ...]) -> list[int] | None:
-        """Ids of the separator before each of some markups, if they are the same and the markup keeps its own."""
-        found = []
-        for markup in behind:
-            whole, own = self.markup(separator + markup), self.markup(markup)
-            if whole[len(whole) - len(own) :] != own:
-                return None
-            found.append(whole[: len(whole) - len(own)])
-        return found[0] if all(ids == found[0] for ids in found) else None
+    def _separator_ids(self, separator: str, template: PromptTemplate) -> list[int]:
+        # Before a tag, line breaks may be other tokens than alone: GPT-2 keeps the last of them apart.
+        tag = _behind(separator, template)[0]
+        whole, own = self._inside([separator + tag, tag])
+        border = len(whole) - len(own)
+        return whole[:border] if whole[border:] == own else self.markup(separator)
 
-    def _stands_alone(self, separator: str, ids: list[int], behind: tuple[str, ...]) -> bool:
-        ends = [" " + end for end in _TEXT_ENDS]
-        own = self.data(ends)
+    def _stands_alone(self, separator: str, ids: list[int], template: PromptTemplate) -> bool:
+        """Whether the ids of text, separator and markup are those of the three encoded at once."""
+        ends = [f" {end}" for end in _TEXT_ENDS]
+        own = self._inside(ends)
         return all(
-            whole == data + ids + self.markup(markup)
-            for markup in behind
-            for data, whole in zip(own, self._inside([end + separator + markup for end in ends]), strict=True)
+            whole == text + ids + self.markup(markup)
+            for markup in _behind(separator, template)
+            for text, whole in zip(own, self._inside([end + separator + markup for end in ends]), strict=True)
         )
 
     def _plain(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+        # Said for the sake of tokenizers with other settings, and to keep quiet about texts that will yet be cut.
+        options = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
+        return self.tokenizer(texts, **options).input_ids if texts else []
 
     def _inside(self, texts: list[str]) -> list[list[int]]:
-        """Ids of pieces as they stand inside a longer text.
-
-        SentencePiece-style tokenizers put a blank before whatever they encode. A line break put in front takes that
-        blank instead, and its tokens are cut off again.
-        """
-        if not self._anchor_ids:
-            return [ids if text else [] for text, ids in zip(texts, self._plain(texts), strict=True)]
+        """Ids of pieces as they stand inside a longer text."""
         cut = len(self._anchor_ids)
-        anchored = self._plain(["\n" + text for text in texts])
-        return [
-            [] if not text else ids[cut:] if ids[:cut] == self._anchor_ids else self._plain([text])[0]
-            for text, ids in zip(texts, anchored, strict=True)
-        ]
+        return [ids[cut:] for ids in self._plain([self._anchor + text for text in texts])]
+
+    @cached_property
+    def _anchor(self) -> str:
+        """What to put before a piece, to be cut off again: it takes the blank that some tokenizers put first.
+
+        SentencePiece-style tokenizers do, and GPT-2's with add_prefix_space. A control character, unlike a line break,
+        merges with nothing behind it.
+        """
+        word, broken = self._plain(["a", "\na"])
+        return "" if broken[-len(word) :] == word else "\x01"
 
     @cached_property
     def _anchor_ids(self) -> list[int]:
-        word, broken, line = self._plain(["a", "\na", "\n"])
-        return [] if broken[-len(word) :] == word else line
+        return self._plain([self._anchor])[0]
 
     @cached_property
     def _leading_ids(self) -> list[int]:
@@ -124,62 +123,86 @@ class TextEncoder:
         return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(plain)] == plain), [])
 
     @cached_property
-    def _control_strings(self) -> re.Pattern[str] | None:
-        # Runs of blanks are added tokens of some tokenizers (GPT-NeoX): text, not control.
-        strings = {str(token) for token in self.tokenizer.get_added_vocab()} | set(self.tokenizer.all_special_tokens)
-        strings = sorted((s for s in strings if len(s) > 1 and s.strip()), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, strings))) if strings else None
+    def _controls(self) -> dict[str, int]:
+        """Control strings with their ids: all added tokens but those of one character and runs of blanks.
+
+        Runs of blanks are added tokens of some tokenizers (GPT-NeoX, Gemma): text, not control.
+        """
+        tokenizer = self.tokenizer
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        added = special | tokenizer.get_added_vocab()
+        return {text: token for text, token in added.items() if len(text) > 1 and text.replace("▁", " ").strip()}
+
+    @cached_property
+    def _control_strings(self) -> re.Pattern[str]:
+        longest_first = sorted(self._controls, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # the latter matches nothing
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
-        added = self.tokenizer.get_added_vocab()
-        unknown = self.tokenizer.unk_token_id  # what plain text may become
-        return frozenset(i for s, i in added.items() if len(s) > 1 and s.strip() and i != unknown)
+        return frozenset(self._controls.values()) - {self.tokenizer.unk_token_id}  # plain text may become unknown
 
     @cached_property
     def _tokenizer_chat(self) -> ChatMarkup:
         """The user turn's markup without any system prompt; none for a tokenizer without a chat template.
 
         Many templates insert a system prompt of their own (SmolLM2, Qwen2.5), some with today's date (Llama 3.2). The
-        markup that opens a later user turn has none: it is what stands between a reply and the next turn, less what
-        closes the reply.
+        header of a later user turn has none.
         """
         if not self.tokenizer.chat_template:
             return ChatMarkup("", "")
-        first = self._render([("user", _TURN)], generate=True)
-        before, after = first.split(_TURN)
+        before, *behind = self._render(("user", _TURN), generate=True).split(_TURN)
+        if len(behind) != 1:
+            raise ValueError(
+                "the tokenizer's chat template does not show a user's text as it is; write the markup out: "
+                "PromptTemplate(..., chat=ChatMarkup(prefix, suffix))"
+            )
         header = self._later_header()
-        if header is None or not before.endswith(header):
-            return ChatMarkup(before, after)
-        return ChatMarkup(header, after)
+        if header is None or header not in before:
+            return ChatMarkup(before, behind[0])
+        lead = before[: before.rindex(header)]
+        if self._control_strings.sub("", lead).strip():  # a system prompt, at most behind a start-of-text token
+            start = self.tokenizer.bos_token or ""
+            lead = start if lead.startswith(start) and not header.startswith(start) else ""
+        return ChatMarkup(lead + header, behind[0])
 
     def _later_header(self) -> str | None:
-        turns = [("user", _TURN), ("assistant", _REPLY)]
+        """What opens a user's turn behind a reply: what stands between the two, less what closes the reply."""
+        turn, reply = ("user", _TURN), ("assistant", _REPLY)
         try:
-            closing = self._render(turns, generate=False).split(_REPLY)[1]
-            between = self._render([*turns, ("user", _AGAIN)], generate=True).split(_REPLY)[1].split(_AGAIN)[0]
+            between = self._render(turn, reply, turn, generate=True).split(_REPLY)[1].split(_TURN)[0]
+            closing = self._render(turn, reply, generate=False).split(_REPLY)[1]
+            turn_closing = self._render(turn, generate=False).split(_TURN)[1]
         except Exception:  # templates raise errors of their own for conversations they do not like
             return None
-        close, open_ = _control_pieces(closing, self._control_strings), _control_pieces(between, self._control_strings)
-        same = next((i for i, (a, b) in enumerate(zip(close, open_, strict=False)) if a != b), min(len(close), len(open_)))
-        return "".join(open_[same:]) or None
+        # A reply that ends the conversation may close in a way of its own (gpt-oss): then as the user's turn does.
+        shared = self._shared_start(between, closing) or self._shared_start(between, turn_closing)
+        return between[len(shared) :].lstrip()
 
-    def _render(self, turns: list[tuple[str, str]], generate: bool) -> str:
+    def _shared_start(self, *texts: str) -> str:
+        """What two texts have in common at their start, in whole control strings and whole pieces between them."""
+        pieces = (re.split(f"({self._control_strings.pattern})", text) for text in texts)
+        return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*pieces, strict=False)))
+
+    def _render(self, *turns: tuple[str, str], generate: bool) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
 
 
-def _split(text: str, control: re.Pattern[str] | None) -> list[str]:
-    """Cut a text inside each control string, so that no piece contains one."""
-    pieces = []
-    while control and (found := control.search(text)):
-        pieces.append(text[: found.start() + 1])
-        text = text[found.start() + 1 :]
-    return [*pieces, text]
+def _behind(separator: str, template: PromptTemplate) -> list[str]:
+    """What may stand behind a separator: the tags, or a text where they are empty, and the end of the prompt."""
+    tags = template.document_tag.format(number=1), template.block_tag
+    return [*(tag or " a" for tag in tags), template.instruction + separator + template.query_label]
 
 
-def _control_pieces(text: str, control: re.Pattern[str] | None) -> list[str]:
-    """Control strings and what stands between them, in order."""
-    if control is None:
-        return [text]
-    return [piece for piece in re.split(f"({control.pattern})", text) if piece]
+def _split(text: str, control: re.Pattern[str]) -> list[str]:
+    """Cut a text behind the first character of each control string, so that no piece contains one."""
+    cuts = [0]
+    while found := control.search(text, cuts[-1]):
+        cuts.append(found.start() + 1)
+    return [text[start:stop] for start, stop in zip(cuts, [*cuts[1:], None], strict=True)]
+
+
+def _well_formed(text: str) -> str:
+    """Join split surrogate pairs and replace single ones, which broken JSON contains and tokenizers refuse."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -95,10 +95,8 @@ def with_tail(scores: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([scores, tail])
 
 
-def vector_rows(
-    frame: pd.DataFrame, candidates: CandidateRows
-) -> tuple[np.ndarray, list[Reading], list[np.ndarray]]:
-    """The rows of a list that carry a vector of head scores (its first ones), with reading and vector of each.
+def vector_rows(frame: pd.DataFrame, candidates: CandidateRows) -> tuple[list[Reading], list[np.ndarray]]:
+    """Reading and vector of the candidates of a list that carry head scores: its first ones.
 
     Raises:
         ValueError: naming qid and docno: where no row has a vector, where one is missing before others, where a vector
@@ -122,7 +120,7 @@ def vector_rows(
             raise ValueError(f"{where}: {vector.shape} head_scores, but head_reading names {len(reading.heads)} heads")
         if reading is not first and (reading.model != first.model or reading.settings != first.settings):
             raise ValueError(f"{where}: its head_scores were read otherwise than those of other candidates")
-    return candidates.rows[:count], readings[:count], vectors[:count]
+    return readings[:count], vectors[:count]
 
 
 def check_finite(scores: np.ndarray, qid: str) -> None:

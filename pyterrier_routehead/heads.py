@@ -52,6 +52,11 @@ def _parse_head(item: object) -> Head:
     return named
 
 
+def is_all(heads: HeadsLike) -> bool:
+    """Whether heads are named as ``"all"``, which needs a model's shape to be resolved."""
+    return isinstance(heads, str) and heads == "all"
+
+
 def all_heads(num_layers: int, num_heads: int) -> tuple[Head, ...]:
     """All heads of a model of that shape, layer by layer."""
     return tuple(Head(layer, head) for layer in range(num_layers) for head in range(num_heads))
@@ -63,7 +68,7 @@ def resolve_heads(heads: HeadsLike, num_layers: int, num_heads: int) -> tuple[He
     Raises:
         ValueError: naming the first head that such a model does not have.
     """
-    if isinstance(heads, str) and heads == "all":
+    if is_all(heads):
         return all_heads(num_layers, num_heads)
     named = parse_heads(heads)
     for head in named:
@@ -74,14 +79,14 @@ def resolve_heads(heads: HeadsLike, num_layers: int, num_heads: int) -> tuple[He
 
 def layers_needed(heads: HeadsLike) -> int | None:
     """How many layers must run to read these heads; None when that is all of them (``"all"``)."""
-    if isinstance(heads, str) and heads == "all":
+    if is_all(heads):
         return None
     return max(head.layer for head in parse_heads(heads)) + 1
 
 
-def describe_heads(heads: HeadsLike, depth: int | None = None) -> str:
-    """A few words on some heads and a depth, for the short repr of a transformer."""
-    named = "'all'" if isinstance(heads, str) and heads == "all" else ",".join(map(str, parse_heads(heads)))
-    if named.count(",") > 2:
-        named = f"{named.count(',') + 1} heads"
-    return named if depth is None else f"{named}, depth={depth}"
+def describe_heads(heads: HeadsLike) -> str:
+    """A few words on some heads, for the short repr of a transformer."""
+    if is_all(heads):
+        return "'all'"
+    named = parse_heads(heads)
+    return repr(",".join(map(str, named))) if len(named) <= 3 else f"<{len(named)} heads>"

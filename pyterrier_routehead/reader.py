@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .heads import Head, HeadsLike, resolve_heads
+from .heads import Head, HeadsLike, is_all, resolve_heads
 from .llm import FrozenLLM
 from .prompt import Candidate, ListPrompt, PromptBuilder
 from .reading import ModelIdentity, Reading, ReadingSettings
@@ -36,7 +36,7 @@ class ListReader:
         self, llm: FrozenLLM, heads: HeadsLike, settings: ReadingSettings, *, hidden_layers: Sequence[int] = ()
     ) -> None:
         self.llm = llm
-        self._all = isinstance(heads, str) and heads == "all"
+        self._all = is_all(heads)
         self.heads: tuple[Head, ...] = resolve_heads(heads, llm.num_layers, llm.num_heads)
         self.settings = settings
         self.hidden_layers = tuple(hidden_layers)
@@ -88,7 +88,8 @@ class ListReader:
     def overflows(self, prompt: ListPrompt) -> bool:
         """Whether a list-wise prompt exceeds the model's context, so that its list needs windows."""
         context = self.llm.context_length
-        return self.settings.document_attention == "listwise" and context is not None and prompt.length("listwise") > context
+        listwise = self.settings.document_attention == "listwise"
+        return listwise and context is not None and prompt.length("listwise") > context
 
     def check_length(self, candidates: CandidateList, prompt: ListPrompt) -> None:
         """Refuse a list that the model cannot read, naming its qid."""
@@ -97,7 +98,8 @@ class ListReader:
         try:
             check_length(self.llm, prompt.length(self.settings.document_attention))
         except ValueError as error:
-            raise type(error)(f"query {candidates.qid!r} with {len(candidates.candidates)} candidates: {error}") from None
+            what = f"query {candidates.qid!r} with {len(candidates.candidates)} candidates"
+            raise type(error)(f"{what}: {error}") from None
 
 
 def model_identity(llm: FrozenLLM) -> ModelIdentity:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .fingerprint import same_weights, shown
-from .heads import Head, HeadsLike, resolve_heads
+from .heads import Head, HeadsLike, is_all, resolve_heads
 from .prompt import DOCUMENT_ATTENTIONS, DOCUMENT_ORDERS
 from .template import DEFAULT_TEMPLATE, PromptTemplate, get_template
 
@@ -121,7 +121,7 @@ class Reading:
         Raises:
             ValueError: naming heads that the model does not have, or that were not read.
         """
-        if self.complete and isinstance(heads, str) and heads == "all":
+        if self.complete and is_all(heads):
             return list(range(len(self.heads)))
         heads = resolve_heads(heads, self.model.num_layers, self.model.num_heads)
         place = {head: i for i, head in enumerate(self.heads)}

@@ -20,7 +20,7 @@ from .frames import (
     vector_rows,
     with_tail,
 )
-from .heads import HeadsLike, describe_heads, layers_needed, parse_heads
+from .heads import HeadsLike, describe_heads, is_all, layers_needed, parse_heads
 from .llm import FrozenLLM
 from .reader import CandidateList, ListReader, model_identity
 from .reading import SETTING_NAMES, Reading, ReadingSettings, resolve_settings
@@ -107,7 +107,8 @@ class StaticHeadReranker(pt.Transformer):
         self._settings()  # a wrong value is refused here, not in the middle of a run
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({describe_heads(self.heads, self.depth)})"
+        depth = "" if self.depth is None else f", depth={self.depth}"
+        return f"StaticHeadReranker({describe_heads(self.heads)}{depth})"
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Rank anew; see the class."""
@@ -115,7 +116,8 @@ class StaticHeadReranker(pt.Transformer):
         text = ["query", self.text_field, *([] if self.title_field is None else [self.title_field])]
         with pt.validate.any(inp, context=self) as mode:
             mode.result_frame(["head_scores", "head_reading", *weighed], mode="vectors")
-            mode.result_frame([*text, *weighed], mode="text")
+            # Vectors that lost their reading must not be passed over in silence.
+            mode.columns(includes=["qid", "docno", *text, *weighed], excludes=["head_scores"], mode="text")
         settings = self._settings()
         scores = np.zeros(len(inp))
         if not inp.empty:
@@ -133,7 +135,7 @@ class StaticHeadReranker(pt.Transformer):
         check_numbers(self.depth, self.batch_size)
         if not np.isfinite(self.first_stage_weight):
             raise ValueError(f"first_stage_weight is a finite number, got {self.first_stage_weight!r}")
-        if self.heads != "all":
+        if not is_all(self.heads):
             parse_heads(self.heads)
         return resolve_settings(self._given())
 
@@ -157,7 +159,7 @@ class StaticHeadReranker(pt.Transformer):
             )
         chosen: dict[int, list[int]] = {}
         for candidates in lists:
-            rows, readings, vectors = vector_rows(inp, candidates)
+            readings, vectors = vector_rows(inp, candidates)
             for reading in readings:
                 if id(reading) not in chosen:
                     chosen[id(reading)] = self._columns(reading)
@@ -285,6 +287,9 @@ class ICRReranker(StaticHeadReranker):
             title_field=title_field,
             verbose=verbose,
         )
+
+    def __repr__(self) -> str:
+        return "ICRReranker()" if self.depth is None else f"ICRReranker(depth={self.depth})"
 
 
 def _summed(scores: "ListScores", settings: ReadingSettings) -> np.ndarray:

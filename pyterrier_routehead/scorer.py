@@ -7,7 +7,7 @@ import pandas as pd
 import pyterrier as pt
 
 from .frames import candidate_lists, check_finite, check_numbers, documents, object_column, query_text
-from .heads import HeadsLike, describe_heads, layers_needed, parse_heads
+from .heads import HeadsLike, describe_heads, is_all, layers_needed, parse_heads
 from .llm import FrozenLLM
 from .reader import CandidateList, ListReader
 from .reading import SETTING_NAMES, ReadingSettings, resolve_settings
@@ -30,7 +30,7 @@ class AttentionHeadScorer(pt.Transformer):
     * ``head_reading``: what that vector speaks of (heads, model, settings), a
       :class:`~pyterrier_routehead.reading.Reading` shared by the rows;
     * ``head_scores_raw`` with ``raw``: the same without calibration and filter;
-    * ``features`` with ``features``: the vector again, for PyTerrier's learners (``>> pt.ltr.apply_learned_model(...)``);
+    * ``features`` with ``features``: the vector again, for PyTerrier's learners (``pt.ltr``);
     * ``hidden_state`` with ``hidden_layers``: float32 array [layers, hidden size], the mean hidden state of the query's
       rows after those layers, the same for all rows of a query.
 
@@ -75,7 +75,7 @@ class AttentionHeadScorer(pt.Transformer):
         depth: int | None = None,
         raw: bool = False,
         features: bool = False,
-        hidden_layers: Sequence[int] = (),
+        hidden_layers: Sequence[int] | None = None,
         batch_size: int = 1,
         text_field: str = "text",
         title_field: str | None = None,
@@ -92,7 +92,7 @@ class AttentionHeadScorer(pt.Transformer):
         self.depth = depth
         self.raw = raw
         self.features = features
-        self.hidden_layers = hidden_layers
+        self.hidden_layers = hidden_layers or None  # PyTerrier takes an empty sequence for one of transformers
         self.batch_size = batch_size
         self.text_field = text_field
         self.title_field = title_field
@@ -101,7 +101,8 @@ class AttentionHeadScorer(pt.Transformer):
         self._settings()  # a wrong value is refused here, not in the middle of a run
 
     def __repr__(self) -> str:
-        return f"AttentionHeadScorer({describe_heads(self.heads, self.depth)})"
+        depth = "" if self.depth is None else f", depth={self.depth}"
+        return f"AttentionHeadScorer({describe_heads(self.heads)}{depth})"
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Add the vectors; see the class."""
@@ -110,10 +111,12 @@ class AttentionHeadScorer(pt.Transformer):
         settings = self._settings()
         columns = {name: object_column(len(inp)) for name in self._columns()}
         if not inp.empty:
-            deepest = layers_needed(self.heads)
-            deepest = None if deepest is None else max([deepest, *(layer + 1 for layer in self.hidden_layers)])
-            self._own_llm = FrozenLLM.of(self.llm, max_layers=deepest, reuse=self._own_llm)
-            reader = ListReader(self._own_llm, self.heads, settings, hidden_layers=self.hidden_layers)
+            hidden_layers = self.hidden_layers or ()
+            needed = layers_needed(self.heads)
+            if needed is not None:
+                needed = max([needed, *(layer + 1 for layer in hidden_layers)])
+            self._own_llm = FrozenLLM.of(self.llm, max_layers=needed, reuse=self._own_llm)
+            reader = ListReader(self._own_llm, self.heads, settings, hidden_layers=hidden_layers)
             self._fill(inp, reader, columns)
         return inp.assign(**columns)
 
@@ -131,7 +134,7 @@ class AttentionHeadScorer(pt.Transformer):
         for (candidates, scores), top in zip(scored, rows, strict=True):
             vectors = scores.vectors(calibrate=settings.calibrate, token_filter=settings.token_filter)
             check_finite(vectors, candidates.qid)
-            states = [scores.hidden[layer] for layer in self.hidden_layers]
+            states = [scores.hidden[layer] for layer in reader.hidden_layers]
             hidden = np.stack(states) if states else None
             for i, row in enumerate(top):
                 columns["head_scores"][row] = vectors[i]
@@ -144,12 +147,12 @@ class AttentionHeadScorer(pt.Transformer):
                     columns["hidden_state"][row] = hidden
 
     def _columns(self) -> list[str]:
-        asked = {"head_scores_raw": self.raw, "features": self.features, "hidden_state": len(self.hidden_layers) > 0}
+        asked = {"head_scores_raw": self.raw, "features": self.features, "hidden_state": self.hidden_layers is not None}
         return ["head_scores", "head_reading", *(name for name, wanted in asked.items() if wanted)]
 
     def _settings(self) -> ReadingSettings:
         check_numbers(self.depth, self.batch_size)
-        if self.heads != "all":
+        if not is_all(self.heads):
             parse_heads(self.heads)
         settings = resolve_settings({name: getattr(self, name) for name in SETTING_NAMES})
         if settings.token_filter == "sum":

@@ -74,13 +74,21 @@ class PromptTemplate:
             raise ValueError(f"span is 'document' or 'text', got {self.span!r}")
         if self.chat not in ("tokenizer", "paper") and not isinstance(self.chat, ChatMarkup):
             raise ValueError(f"chat is 'tokenizer', 'paper' or a ChatMarkup, got {self.chat!r}")
+        try:
+            self.document_tag.format(number=1)
+        except (LookupError, ValueError):
+            raise ValueError(f"document_tag has no field but {{number}}, got {self.document_tag!r}") from None
+        for name in ("span_overhang", "suffix_rows"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} counts tokens, got {getattr(self, name)!r}")
 
     def __str__(self) -> str:
         return self.name
 
 
 PAPER_CHAT: dict[str, ChatMarkup] = {
-    # A tokenizer is of a family when the control string on the left is one of its tokens; the first match counts.
+    # A tokenizer is of a family when the control string on the left is one of its tokens or in its chat template; the
+    # first match counts. (To the tokenizer of Mistral-7B-v0.2 [INST] is plain text.)
     "<|start_header_id|>": ChatMarkup(
         "<|start_header_id|>user<|end_header_id|>", "<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
     ),

@@ -1,0 +1,93 @@
+"""PyTerrier's own checks on every transformer: inspection, schematics, empty frames."""
+
+import os
+
+import pandas as pd
+import pyterrier as pt
+import pytest
+
+from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, ICRReranker, StaticHeadReranker
+from toys import two_queries
+
+os.environ["PT_TEST_TRANSFORMER_REPORTS"] = "0"
+
+
+class NeverLoaded(FrozenLLM):
+    """Inspection, validation and empty frames must not load a model."""
+
+    def _load(self):
+        raise AssertionError("the model was loaded")
+
+
+LLM = NeverLoaded("no/such-model")
+
+
+@pt.testing.transformer_test_class
+def test_scorer():
+    return AttentionHeadScorer(llm=LLM)
+
+
+@pt.testing.transformer_test_class
+def test_scorer_with_all_columns():
+    return AttentionHeadScorer([(1, 2)], llm=LLM, raw=True, features=True, hidden_layers=[1], title_field="title")
+
+
+@pt.testing.transformer_test_class
+def test_static_reranker():
+    return StaticHeadReranker("1-2,3-4", llm=LLM, depth=10, first_stage_weight=1.0)
+
+
+@pt.testing.transformer_test_class
+def test_icr_reranker():
+    return ICRReranker(llm=LLM)
+
+
+TRANSFORMERS = [
+    AttentionHeadScorer(llm=LLM),
+    AttentionHeadScorer("0-1", llm=LLM, raw=True, features=True, hidden_layers=[0]),
+    StaticHeadReranker("0-1", llm=LLM),
+    ICRReranker(llm=LLM, first_stage_weight=1.0),
+]
+
+
+@pytest.mark.parametrize("transformer", TRANSFORMERS, ids=str)
+def test_empty_frames_keep_their_columns_and_need_no_model(transformer):
+    inp = two_queries().assign(url="http://x").iloc[:0]
+    out = transformer(inp)
+    assert len(out) == 0
+    assert set(inp.columns) <= set(out.columns)
+    if not isinstance(transformer, AttentionHeadScorer):
+        assert out["score"].dtype == "float64"
+        assert out["rank"].dtype == "int64"
+    assert list(out.columns) == pt.inspect.transformer_outputs(transformer, list(inp.columns))
+
+
+@pytest.mark.parametrize("transformer", TRANSFORMERS, ids=str)
+def test_missing_columns_name_the_transformer(transformer):
+    with pytest.raises(pt.validate.InputValidationError, match=type(transformer).__name__):
+        transformer(pd.DataFrame({"qid": ["1"], "docno": ["d"], "score": [1.0]}))
+
+
+@pytest.mark.parametrize("transformer", TRANSFORMERS, ids=str)
+def test_attributes_can_be_read_and_applied(transformer):
+    attributes = {attribute.name: attribute.value for attribute in pt.inspect.transformer_attributes(transformer)}
+    assert attributes["llm"] is LLM
+    changed = pt.inspect.transformer_apply_attributes(transformer, depth=None, batch_size=7)
+    assert (changed.batch_size, changed.llm) == (7, LLM)
+
+
+def test_inputs_are_either_text_or_vectors():
+    assert pt.inspect.transformer_inputs(AttentionHeadScorer(llm=LLM, text_field="body", title_field="title")) == [
+        ["qid", "docno", "query", "body", "title"]
+    ]
+    assert pt.inspect.transformer_inputs(ICRReranker(llm=LLM, first_stage_weight=0.5)) == [
+        ["qid", "docno", "head_scores", "head_reading", "score"],
+        ["qid", "docno", "query", "text", "score"],
+    ]
+
+
+def test_pipelines_can_be_inspected_and_drawn():
+    pipeline = AttentionHeadScorer(llm=LLM) >> ICRReranker(llm=LLM)
+    columns = ["qid", "query", "docno", "text", "score", "rank"]
+    assert set(pt.inspect.transformer_outputs(pipeline, columns)) == {*columns, "head_scores", "head_reading"}
+    assert "AttentionHeads" in pt.schematic.draw(pipeline)
