@@ -73,8 +73,8 @@ class Case:
         """What to divide this by, with the limit of the ratio: at most so much, at least if it is negative; 0: none."""
         plain = -5 if self.documents >= 20 else 0
         limits = {"all": 1.1, "plain": plain} | ({"mid": 0.65, "block-mid": 0.65} if what == "time" else {})
-        base, fewer = BASES.get(self.way, ""), replace(self, documents=self.documents // 4)
-        return {replace(self, way=base): limits.get(self.way, 0), fewer: 4.4 if self.way == "block-all" else 0}
+        base, fewer = replace(self, way=BASES.get(self.way, "")), replace(self, documents=self.documents // 4)
+        return {base: limits.get(self.way, 0), fewer: 4.4 if (self.way, what) == ("block-all", "time") else 0}
 
 
 def cases(documents: int, doc_tokens: int, ways: str) -> list[Case]:
@@ -90,10 +90,9 @@ def plans(tiny: bool) -> list[tuple[str, list[list[Case]], list[Case]]]:
         return [(SMOL, timed, cases(8, 20, "bare all plain")), (LLAMA, timed, cases(8, 20, "bare all"))]
     small = [cases(10, 150, "bare all mid"), cases(10, 150, plain)]
     medium = [cases(20, 150, every), cases(20, 150, plain)]
-    large = [cases(40, 150, "bare all mid"), cases(80, 80, "bare all block-all block-mid")]
-    large[1] += cases(20, 80, "all block-all")
+    large = cases(80, 80, "bare all block-all block-mid") + cases(20, 80, "all block-all")
     memory = cases(20, 150, "bare all plain") + cases(40, 150, "bare all")
-    smol = (SMOL, small + medium + large, small[1] + memory)
+    smol = (SMOL, [*small, *medium, cases(40, 150, "bare all mid"), large], small[1] + memory)
     llama = (LLAMA, [*medium, cases(40, 150, every)], memory)
     return [smol, llama] if torch.cuda.is_available() else [smol]
 
@@ -111,11 +110,9 @@ class Subject:
     @cached_property
     def causal(self) -> torch.nn.Module:
         """The whole model, with its language-model head."""
-        if self._llama is not None:
-            return self._llama
         with quiet_transformers():
-            model = transformers.AutoModelForCausalLM.from_pretrained(self._source, dtype=self.decoder.dtype)
-        return model.to(self.device).eval()
+            load = partial(transformers.AutoModelForCausalLM.from_pretrained, dtype=self.decoder.dtype)
+            return self._llama or load(self._source).to(self.device).eval()
 
     def heads(self, case: Case) -> tuple[Head, ...]:
         """All heads, or 8 spread from the first to the last layer of the middle third."""
@@ -246,7 +243,8 @@ def shares(table: Table, name: str, subject: Subject, times: dict[Case, list[flo
 def take_times(subject: Subject, group: list[Case], rounds: int) -> tuple[dict[Case, list[float]], dict[Case, object]]:
     """Times and last result of each case, after a warm-up: on few documents, but on a GPU on as many."""
     warm = group if subject.device.type == "cuda" else [replace(case, documents=2) for case in group]
-    return in_turns({case: subject.operation(case) for case in group}, [subject.operation(case) for case in warm], rounds)
+    operations = {case: subject.operation(case) for case in group}
+    return in_turns(operations, map(subject.operation, warm), rounds)
 
 
 def measure(table: Table, name: str, timed: list[list[Case]], memory: list[Case], rounds: int, tiny: bool) -> None:
@@ -286,16 +284,14 @@ def main() -> None:
         warm_up = subject.operation(replace(case, documents=2, doc_tokens=16))
         print(peak_memory(subject.operation(case), warm_up, subject.device))
         return
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = accelerator.type if accelerator else "cpu"
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"threads: {torch.get_num_threads()}"
     print(f"{device} ({name}), torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
     table = Table()
     for plan in plans(arguments.tiny):
         measure(table, *plan, arguments.rounds, arguments.tiny)
     if arguments.output is not None:
-        default = Path(__file__).parent / "results" / f"kernel-{device}.csv"
-        table.write(Path(arguments.output or default))
+        table.write(Path(arguments.output or Path(__file__).parent / "results" / f"kernel-{device}.csv"))
 
 
 if __name__ == "__main__":

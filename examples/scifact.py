@@ -15,6 +15,7 @@ import pyterrier as pt
 from pyterrier_pisa import PisaIndex, PisaStemmer
 
 from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, ICRReranker, StaticHeadReranker
+from pyterrier_routehead.fingerprint import shown
 
 DATASET = "irds:beir/scifact/test"
 
@@ -73,7 +74,8 @@ def main() -> None:
         plan="tree",
         round={"nDCG@10": 4, "RR@10": 4, "R@20": 4, "mrt": 0},
     )
-    print(f"\nSciFact test, {len(topics)} queries, BM25 top {args.depth}, {llm.name}, {args.attention}")
+    print(f"\nSciFact test, {len(topics)} queries, BM25 top {args.depth}, {args.attention}")
+    print(f"{llm.name}, weights {shown(llm.fingerprint)}")
     print(f"{llm.document_passes} document passes for {len(systems) - 1} re-rankers; mrt in ms, the pass included")
     with pd.option_context("display.width", 200, "display.max_columns", None):
         print(table.to_string(index=False))

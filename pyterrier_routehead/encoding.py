@@ -147,7 +147,7 @@ class TextEncoder:
         """The user turn's markup without any system prompt; none for a tokenizer without a chat template.
 
         Many templates insert a system prompt of their own (SmolLM2, Qwen2.5), some with today's date (Llama 3.2). The
-        header of a later user turn has none.
+        header of a later user turn has none. Only a template that refuses a second turn keeps what it inserts.
         """
         if not self.tokenizer.chat_template:
             return ChatMarkup("", "")
@@ -171,13 +171,12 @@ class TextEncoder:
         turn, reply = ("user", _TURN), ("assistant", _REPLY)
         try:
             between = self._render(turn, reply, turn, generate=True).split(_REPLY)[1].split(_TURN)[0]
-            closing = self._render(turn, reply, generate=False).split(_REPLY)[1]
-            turn_closing = self._render(turn, generate=False).split(_TURN)[1]
+            closing = self._shared_start(between, self._render(turn, reply, generate=False).split(_REPLY)[1])
+            if not closing:  # the last reply closes in a way of its own (gpt-oss): the others as the user's turn does
+                closing = self._shared_start(between, self._render(turn, generate=False).split(_TURN)[1])
         except Exception:  # templates raise errors of their own for conversations they do not like
             return None
-        # A reply that ends the conversation may close in a way of its own (gpt-oss): then as the user's turn does.
-        shared = self._shared_start(between, closing) or self._shared_start(between, turn_closing)
-        return between[len(shared) :].lstrip()
+        return between.removeprefix(closing).lstrip()
 
     def _shared_start(self, *texts: str) -> str:
         """What two texts have in common at their start, in whole control strings and whole pieces between them."""

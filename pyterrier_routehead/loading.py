@@ -94,7 +94,9 @@ def load_model(
                 text_config.layer_types = text_config.layer_types[:keep]
             kwargs["config"] = config
         # fp16 holds fewer magnitudes than bf16: the fingerprint is taken before the cast.
-        first = "auto" if dtype == torch.float16 else dtype
+        quantised = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
+        cast_later = dtype == torch.float16 and not quantised
+        first = "auto" if cast_later else dtype
         model = AutoModel.from_pretrained(path, dtype=first, **where, **kwargs)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(path, **where)
@@ -105,7 +107,7 @@ def load_model(
     if len(loaded.layers) > keep:
         loaded.decoder.config.num_hidden_layers = keep
         del loaded.layers[keep:]
-    if dtype == torch.float16:
+    if cast_later:
         loaded.fingerprint = tuple(layer_hash(layer) for layer in loaded.layers)
         loaded.decoder.to(dtype)
     if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
@@ -173,4 +175,4 @@ def _cpu_has_bf16_matrices() -> bool:
 
     get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # not there in older releases: fp32 then
     found = get_capabilities() if get_capabilities else {}
-    return any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16"))
+    return any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))

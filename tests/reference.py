@@ -1,7 +1,7 @@
 """Slow, obvious versions of what the kernel computes.
 
-The whole prompt goes through the unmodified model at once, with transformers' eager attention and a mask that is written
-out token by token; the scores are then read off the attention matrices. Nothing of the package is used.
+The whole prompt goes through the unmodified model at once, with transformers' eager attention and a mask of tokens x
+tokens; the scores are then read off the attention matrices. Nothing of the package is used.
 """
 
 import math

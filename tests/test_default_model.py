@@ -92,6 +92,16 @@ def test_bf16_has_the_same_fingerprint_and_nearly_the_same_scores(llm):
     np.testing.assert_allclose(behind["score"], scores[0], atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_gguf_file_by_its_path_has_the_same_weights(llm):
+    direct = FrozenLLM(str(default_model.packaged_gguf()), dtype="float32", max_layers=3)
+    assert direct.num_layers == 3
+    assert direct.total_layers == 30
+    assert same_weights(direct.fingerprint, llm.fingerprint)
+    scores = [StaticHeadReranker("1-2,2-0", llm=one)(ANIMALS)["score"] for one in (direct, llm)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
 def test_conversion_is_atomic_and_done_once(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path))
     calls = []

@@ -24,6 +24,7 @@ from tokenizer_families import (
     ZEPHYR_CHAT,
     byte_level,
     control_ids,
+    greedy_tokenizer,
     injections,
     normalizing_tokenizer,
     tokenizer_of,
@@ -213,17 +214,11 @@ def test_empty_tags_have_the_same_separator(name, encoders):
     assert text == ("\n" if name in GPT2_SPLIT else FAMILIES[name].separator)
 
 
-def test_where_none_stands_alone_the_separator_is_two_line_breaks(greedy):
+def test_where_none_stands_alone_the_separator_is_two_line_breaks():
+    greedy = greedy_tokenizer()
     text, ids = TextEncoder(greedy).separator(DEFAULT_TEMPLATE)
     assert text == "\n\n"
     assert greedy.decode(ids) == "\n\n"
-
-
-@pytest.fixture(scope="module")
-def greedy():
-    """A tokenizer that joins across all borders: blanks, line breaks and brackets are one token with their letters."""
-    page = "".join(f"{a}{s}{b}" for a in "d.?)" for s in ("\n\n", " \n\n", "\n", " \n") for b in "[P") * 20
-    return wrapped(byte_level(pre.ByteLevel(add_prefix_space=False, use_regex=False), page=page), [])
 
 
 # --- data ---

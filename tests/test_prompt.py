@@ -8,7 +8,6 @@ from functools import cache
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers as pre
 
 from pyterrier_routehead.default_model import converted, packaged_gguf
 from pyterrier_routehead.encoding import TextEncoder
@@ -23,7 +22,7 @@ from pyterrier_routehead.template import (
     get_template,
     paper_settings,
 )
-from tokenizer_families import FAMILIES, byte_level, control_ids, full_width, injections, tokenizer_of, wrapped
+from tokenizer_families import FAMILIES, control_ids, full_width, greedy_tokenizer, injections, tokenizer_of
 
 QUICK = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 QUERY = "when was the lighthouse built?"
@@ -123,8 +122,7 @@ def expected_whole(name, template, attention, query, candidates):
 @both
 @pytest.mark.parametrize("template", ["default", "icr", "icr-qa", "qr"])
 def test_ids_are_those_of_the_whole_string(name, attention, template):
-    builder = builder_of(name, template, attention)
-    prompt = builder.build(QUERY, CANDIDATES)
+    prompt = builder_of(name, template, attention).build(QUERY, CANDIDATES)
     assert joined(prompt) == expected_whole(name, template, attention, QUERY, CANDIDATES)
 
 
@@ -145,8 +143,7 @@ def test_the_pieces_ids_stand_with_cores_separator_where_it_merges_with_full_sto
 
 
 def test_the_pieces_ids_stand_where_every_separator_merges():
-    page = "".join(f"{a}{s}{b}" for a in "d.?)" for s in ("\n\n", " \n\n", "\n", " \n") for b in "[P") * 20
-    tokenizer = wrapped(byte_level(pre.ByteLevel(add_prefix_space=False, use_regex=False), page=page), [])
+    tokenizer = greedy_tokenizer()
     prompt = builder_of(None, tokenizer=tokenizer).build(QUERY, CANDIDATES[:2])
     text = whole_string(("", ""), "Here are some paragraphs:", "\n\n", ["[1]", "[2]"], QUERY, CANDIDATES[:2])
     assert joined(prompt) != tokenizer(text).input_ids
@@ -179,9 +176,8 @@ def test_however_a_text_ends_or_begins(name):
 def test_however_a_query_ends_or_begins(name):
     builder = builder_of(name)
     for end in ENDS:
-        for query in (f"{end} what is this{end}", f"what is this {end}"):
-            prompt = builder.build(query, CANDIDATES[:1])
-            assert joined(prompt) == expected_whole(name, "default", "listwise", query, CANDIDATES[:1])
+        query = f"{end} what is this{end}"
+        assert joined(builder.build(query, [])) == expected_whole(name, "default", "listwise", query, [])
 
 
 @family

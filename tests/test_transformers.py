@@ -382,6 +382,28 @@ def test_features_are_the_vectors(llm):
         AttentionHeadScorer(llm=llm, features=True, depth=2)
 
 
+class LeastSquares:
+    """The smallest learner that PyTerrier takes."""
+
+    def fit(self, x, y):
+        self.weights = np.linalg.lstsq(x, y, rcond=None)[0]
+        return self
+
+    def predict(self, x):
+        return x @ self.weights
+
+
+def test_pyterriers_learners_take_the_features(llm):
+    inp = two_queries()
+    qrels = pd.DataFrame({"qid": ["q1", "q2"], "docno": ["q1-d2", "q2-d1"], "label": [1, 1]})
+    pipeline = AttentionHeadScorer(llm=llm, features=True) >> pt.ltr.apply_learned_model(LeastSquares())
+    topics = inp[["qid", "query"]].drop_duplicates()
+    (pt.Transformer.from_df(inp) >> pipeline).fit(topics, qrels, topics, qrels)
+    out = pipeline(inp)
+    best = out.sort_values(["qid", "rank"]).groupby("qid")["docno"].first()  # more heads than rows: it learns by heart
+    assert best.tolist() == ["q1-d2", "q2-d1"]
+
+
 def test_a_list_beyond_the_context_names_query_and_tokens():
     llm = toy_llm(context=300)
     long = frame({"short": ["a", "b"], "long": ["x" * 140] * 3})

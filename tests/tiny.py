@@ -73,8 +73,8 @@ ARCHITECTURES = {
     },
     "Exaone4": {"layer_types": _ALTERNATING, "sliding_window": 16},
 }
-"""What is particular to each architecture's attention, away from its defaults: windows shorter than the prompts, scaling
-other than 1/sqrt(head size), positions."""
+"""What is particular to each architecture's attention, away from its defaults: windows shorter than the prompts,
+scaling other than 1/sqrt(head size), positions."""
 
 _BASE_MODEL = {"Gemma3Text": "Gemma3TextModel"}
 _CAUSAL_LM = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
@@ -103,7 +103,9 @@ def random_ids(generator: random.Random, count: int) -> list[int]:
     return [generator.randrange(3, VOCABULARY) for _ in range(count)]
 
 
-def random_prompt(seed: int, lengths: list[int], *, best_last: bool = False, query: int = 9, null: int = 6) -> ListPrompt:
+def random_prompt(
+    seed: int, lengths: list[int], *, best_last: bool = False, query: int = 9, null: int = 6
+) -> ListPrompt:
     """A prompt of random ids. Each document is its tag (two tokens), so many tokens that count, and a separator."""
     generator = random.Random(seed)
     blocks = [DocumentBlock(random_ids(generator, 2 + length + 1), 2, 2 + length) for length in lengths]

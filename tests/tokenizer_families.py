@@ -348,6 +348,12 @@ def normalizing_tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
+def greedy_tokenizer() -> PreTrainedTokenizerBase:
+    """One that joins across all borders: separators are one token with the characters on both sides."""
+    page = "".join(f"{a}{s}{b}" for a in "d.?)" for s in ("\n\n", " \n\n", "\n", " \n") for b in "[P") * 20
+    return wrapped(byte_level(pre.ByteLevel(add_prefix_space=False, use_regex=False), page=page), [])
+
+
 @dataclass(frozen=True)
 class Family:
     """How to make a tokenizer, and what markup its prompts should have."""
