@@ -14,6 +14,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``quiet``                keeps transformers' load reports out of a user's output
 ``default_model``        where SmolLM2-135M-Instruct comes from
 ``loading``              opens a model and takes its decoder apart
+``check``                tries on a few tokens whether a model can be read exactly
 ``llm``                  `FrozenLLM`: the frozen model, run up to the deepest head that is needed
 ``kernel``               head scores of candidate lists
 ``reading``              what a vector of head scores speaks of

@@ -2,7 +2,7 @@
 
 transformers lets a registered function take the place of every model's attention. Ours receives queries and keys with
 positions and norms already applied, and the model's own scaling, soft cap and window, so it follows every architecture
-that uses the registry. What it does is up to the pass that travels along as a keyword argument:
+that uses the registry. What it does is up to the pass that is under way:
 
 * :class:`DocumentPass` encodes the documents of one or more lists, packed into one sequence, and keeps their keys and
   values;
@@ -12,7 +12,9 @@ that uses the registry. What it does is up to the pass that travels along as a k
 Either pass ends the forward at its deepest layer as soon as that layer has given what is needed.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,7 +27,11 @@ from .prompt import ListPrompt
 from .token_filter import DocumentTokens
 
 ATTENTION_NAME = "routehead"
-"""Name in transformers' registries, and of the keyword argument that carries the pass through a model."""
+"""Name in transformers' registries."""
+
+# Not a keyword argument of the forward, which some architectures (StableLM) do not hand down to their attention. A
+# context variable is a thread's own.
+_under_way: ContextVar["DocumentPass | TailPass | None"] = ContextVar("routehead_pass", default=None)
 
 _FAR = 1 << 24
 
@@ -76,11 +82,11 @@ def attention_function(
     *,
     scaling: float | None = None,
     softcap: float | None = None,
-    routehead: "DocumentPass | TailPass | None" = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer, as transformers calls it: query [1, heads, tokens, dim], key and value alike."""
-    if routehead is None:
+    reading = _under_way.get()
+    if reading is None:
         raise RuntimeError("the attention function of pyterrier_routehead was called outside of one of its passes")
     if not isinstance(attention_mask, Visibility):
         raise UnsupportedArchitectureError("its attention mask does not come from transformers' mask registry")
@@ -91,7 +97,22 @@ def attention_function(
     layer = LayerAttention(
         module, scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, attention_mask.window
     )
-    return routehead.attend(module.layer_idx, layer, query, key, value), None
+    return reading.attend(module.layer_idx, layer, query, key, value), None
+
+
+@contextmanager
+def under_way(reading: "DocumentPass | TailPass") -> Iterator[None]:
+    """Inside, whatever attention this thread computes is that pass's."""
+    token = _under_way.set(reading)
+    try:
+        yield
+    finally:
+        _under_way.reset(token)
+
+
+def is_under_way(reading: "DocumentPass | TailPass") -> bool:
+    """Whether this thread is in that pass."""
+    return _under_way.get() is reading
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_function)
@@ -142,6 +163,8 @@ class DocumentPass:
         self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
         """Keep the layer's keys and values; attend within each list unless this is the deepest layer."""
+        if index in self.documents.keys:
+            raise UnsupportedArchitectureError("a layer of it calls attention more than once")
         self.documents.keys[index], self.documents.values[index] = key, value
         if index >= self.deepest:
             raise ForwardDone

@@ -70,6 +70,8 @@ def causal_attention(
     than the sequence, soft cap, keys before the first row), rows are taken some at a time.
     """
     rows, keys = query.shape[2], key.shape[2]
+    if rows == 0:
+        return query.new_empty((query.shape[0], 0, query.shape[1], value.shape[-1]))
     windowed = layer.window is not None and layer.window < keys
     if rows == keys and not windowed and layer.softcap is None:
         return _sdpa(layer, query, key, value, None)
@@ -208,10 +210,10 @@ def _groups(prefix: int, blocks: tuple[int, ...], device: torch.device, slack: f
     """Groups the blocks so that padding stays small. The same for all layers, hence cached."""
     starts = [prefix + sum(blocks[:i]) for i in range(len(blocks))]
     members: list[list[int]] = []
-    for i in sorted(range(len(blocks)), key=lambda i: -blocks[i]):
+    for i in sorted((i for i, length in enumerate(blocks) if length), key=lambda i: -blocks[i]):
         if members and blocks[i] * slack + 8 >= blocks[members[-1][0]]:
             members[-1].append(i)
-        elif blocks[i]:
+        else:
             members.append([i])
     groups = []
     for group in members:

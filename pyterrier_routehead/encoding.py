@@ -78,18 +78,19 @@ class TextEncoder:
 
     def _separator_ids(self, separator: str, template: PromptTemplate) -> list[int]:
         # Before a tag, line breaks may be other tokens than alone: GPT-2 keeps the last of them apart.
-        tag = _behind(separator, template)[0]
+        tag = template.document_tag.format(number=1)
         whole, own = self._inside([separator + tag, tag])
         border = len(whole) - len(own)
         return whole[:border] if whole[border:] == own else self.markup(separator)
 
     def _stands_alone(self, separator: str, ids: list[int], template: PromptTemplate) -> bool:
         """Whether the ids of text, separator and markup are those of the three encoded at once."""
+        tail = template.instruction + separator + template.query_label
         ends = [f" {end}" for end in _TEXT_ENDS]
         own = self._inside(ends)
         return all(
             whole == text + ids + self.markup(markup)
-            for markup in _behind(separator, template)
+            for markup in (template.document_tag.format(number=1), template.block_tag, tail)
             for text, whole in zip(own, self._inside([end + separator + markup for end in ends]), strict=True)
         )
 
@@ -186,12 +187,6 @@ class TextEncoder:
     def _render(self, *turns: tuple[str, str], generate: bool) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-
-
-def _behind(separator: str, template: PromptTemplate) -> list[str]:
-    """What may stand behind a separator: the tags, or a text where they are empty, and the end of the prompt."""
-    tags = template.document_tag.format(number=1), template.block_tag
-    return [*(tag or " a" for tag in tags), template.instruction + separator + template.query_label]
 
 
 def _split(text: str, control: re.Pattern[str]) -> list[str]:

@@ -4,11 +4,12 @@ No logits are ever computed: only the decoder below the language-model head is u
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from .default_model import ModelSource, default_source
 from .fingerprint import layer_hash
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
     from .attention import DocumentPass, TailPass
     from .encoding import TextEncoder
+
+
+# One lock a decoder, since several FrozenLLMs may share a loaded model, whose attention is switched during a pass.
+_locks: "WeakKeyDictionary[object, threading.RLock]" = WeakKeyDictionary()
+_locks_guard = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -208,13 +214,13 @@ class FrozenLLM:
         """
         import torch
 
-        from .attention import ForwardDone, UnsupportedArchitectureError
+        from .attention import ForwardDone, UnsupportedArchitectureError, under_way
 
         loaded = self._load()
         device = self.input_device
         ids = torch.tensor([reading.ids], device=device)
         positions = torch.tensor([reading.positions], device=device)
-        with self._lock, torch.inference_mode(), self._reading(loaded, reading):
+        with _lock_of(loaded.decoder), torch.inference_mode(), self._prepared(loaded, reading), under_way(reading):
             try:
                 # All-ones mask: without one, transformers takes positions that start anew for packed training examples.
                 loaded.decoder(
@@ -222,7 +228,6 @@ class FrozenLLM:
                     attention_mask=torch.ones_like(ids),
                     position_ids=positions,
                     use_cache=False,
-                    routehead=reading,
                 )
             except ForwardDone:
                 return
@@ -233,7 +238,7 @@ class FrozenLLM:
         )
 
     @contextmanager
-    def _reading(self, loaded: LoadedModel, reading: "DocumentPass | TailPass") -> Iterator[None]:
+    def _prepared(self, loaded: LoadedModel, reading: "DocumentPass | TailPass") -> Iterator[None]:
         from .attention import ATTENTION_NAME, UnsupportedArchitectureError
 
         decoder = loaded.decoder
@@ -244,8 +249,7 @@ class FrozenLLM:
             for module in in_training:
                 module.training = False
             for index in getattr(reading, "hidden_layers", ()):
-                hook = _hidden_state_hook(reading, index)
-                hooks.append(loaded.layers[index].register_forward_hook(hook, with_kwargs=True))
+                hooks.append(loaded.layers[index].register_forward_hook(_hidden_state_hook(reading, index)))
             with quiet_transformers():
                 decoder.set_attn_implementation(ATTENTION_NAME)
             if decoder.config._attn_implementation != ATTENTION_NAME:
@@ -298,29 +302,28 @@ class FrozenLLM:
         )
 
     def _check(self) -> None:
-        """Read all heads once, over a few tokens, so that what cannot be read is refused here and not in a run."""
-        from .attention import DocumentPass, EncodedDocuments, TailPass, UnsupportedArchitectureError
-        from .heads import all_heads
-        from .prompt import DocumentBlock, ListPrompt
+        """Refuse here, and not in the middle of a run, what cannot be read."""
+        from .attention import UnsupportedArchitectureError
+        from .check import check_readable
 
-        heads = all_heads(self.num_layers, self.num_heads)
-        prompt = ListPrompt([1], [DocumentBlock([2, 3], 0, 2)], [0], [4, 5], [4, 6])
-        documents = EncodedDocuments([prompt], "listwise")
-        tails = TailPass(documents, heads, calibrate=True, device=self.input_device)
         try:
-            self.forward(DocumentPass(documents, tails.deepest))
-            self.forward(tails)
-            if len(tails.readings[0].raw) < len(heads):
-                raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: some layers have no attention")
+            check_readable(self)
         except UnsupportedArchitectureError:
             raise
         except Exception as error:
             raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {error}") from error
 
 
-def _hidden_state_hook(reading: "TailPass", index: int) -> Any:
-    def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if kwargs.get("routehead") is reading:
+def _lock_of(decoder: "PreTrainedModel") -> "threading.RLock":
+    with _locks_guard:
+        return _locks.setdefault(decoder, threading.RLock())
+
+
+def _hidden_state_hook(reading: "TailPass", index: int) -> Callable[..., None]:
+    from .attention import is_under_way
+
+    def hook(module: object, args: object, output: Any) -> None:
+        if is_under_way(reading):
             reading.read_hidden(index, output[0] if isinstance(output, tuple) else output)
 
     return hook

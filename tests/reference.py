@@ -100,10 +100,9 @@ def run_model(decoder, sequence, mask):
     return attentions, [state[0].double().numpy() for state in hidden]
 
 
-def attention_to_documents(attentions, sequence):
+def attention_to_documents(attentions, sequence, blocks):
     """For each (layer, head): for each block, the attention to its tokens that count, as the mean over the tail."""
     rows = [i for i, owner in enumerate(sequence.owner) if owner == TAIL]
-    blocks = max(sequence.owner) + 1
     result = {}
     for layer, attention in enumerate(attentions):
         for head in range(attention.shape[0]):
@@ -146,7 +145,7 @@ def reference_scores(decoder, prompt, heads, document_attention, *, own_masks=Fa
         sequence = whole_sequence(prompt, tail, document_attention)
         mask = None if own_masks else model_masks(decoder.config, sequence, document_attention)
         attentions, states = run_model(decoder, sequence, mask)
-        by_tail.append(attention_to_documents(attentions, sequence))
+        by_tail.append(attention_to_documents(attentions, sequence, len(prompt.blocks)))
         if hidden is None:
             hidden = [state[-len(tail) :].mean(axis=0) for state in states]
     query, null = by_tail

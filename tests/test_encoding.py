@@ -20,8 +20,10 @@ from tokenizer_families import (
     GLM_CHAT,
     GPT2_CHAT,
     HARMONY_CHAT,
+    LLAMA3_REGEX,
     ONE_TURN_CHAT,
     ZEPHYR_CHAT,
+    by_regex,
     byte_level,
     control_ids,
     greedy_tokenizer,
@@ -189,6 +191,12 @@ def test_full_stops_and_line_breaks_are_one_token_where_the_separator_begins_wit
     for mark in string.punctuation:
         assert f"{mark}ĊĊ" in tokenizer.get_vocab()
     assert ".ĊĊ" in tokenizer.tokenize("The end.\n\n[1] Next")
+
+
+@pytest.mark.parametrize("mark", string.punctuation)
+def test_one_mark_that_joins_line_breaks_is_enough_for_the_blank(mark):
+    tokenizer = wrapped(byte_level(by_regex(LLAMA3_REGEX), page=f"end{mark}\n\n" * 9), [])
+    assert TextEncoder(tokenizer).separator(DEFAULT_TEMPLATE)[0] == " \n\n"
 
 
 @pytest.mark.parametrize("name", GPT2_SPLIT)
