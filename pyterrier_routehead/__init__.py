@@ -3,6 +3,7 @@
 The method, from top to bottom, is the order of the modules; each imports only from those above it:
 
 =======================  ==============================================================================
+``errors``               errors that callers may want to catch
 ``heads``                a head is a (layer, head) pair, written ``"layer-head"``
 ``template``             how a list is put to the model: prompt templates and the papers' presets
 ``encoding``             text to token ids, markup apart from data
@@ -28,6 +29,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 Importing the package loads neither torch nor transformers: they come with the first use of a model.
 """
 
+from .errors import ListTooLongError, UnsupportedArchitectureError
 from .heads import Head
 from .llm import FrozenLLM
 from .reading import Reading, ReadingSettings
@@ -43,10 +45,12 @@ __all__ = [
     "FrozenLLM",
     "Head",
     "ICRReranker",
+    "ListTooLongError",
     "PromptTemplate",
     "Reading",
     "ReadingSettings",
     "StaticHeadReranker",
+    "UnsupportedArchitectureError",
     "get_template",
     "paper_settings",
 ]

@@ -6,8 +6,8 @@ that uses the registry. What it does is up to the pass that is under way:
 
 * :class:`DocumentPass` encodes the documents of one or more lists, packed into one sequence, and keeps their keys and
   values;
-* :class:`TailPass` runs the ends of the prompts against those, two tails a list that are blind to each other, and reads
-  the attention of their rows for the chosen heads alone.
+* :class:`TailPass` runs the ends of the prompts against those, two tails per list that are blind to each other, and
+  reads the attention of their rows for the chosen heads alone.
 
 Either pass ends the forward at its deepest layer as soon as that layer has given what is needed.
 """
@@ -22,6 +22,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from .document_attention import DOCUMENT_ATTENTION, LayerAttention, masked_attention
+from .errors import UnsupportedArchitectureError
 from .heads import Head
 from .prompt import ListPrompt
 from .token_filter import DocumentTokens
@@ -34,10 +35,7 @@ ATTENTION_NAME = "routehead"
 _under_way: ContextVar["DocumentPass | TailPass | None"] = ContextVar("routehead_pass", default=None)
 
 _FAR = 1 << 24
-
-
-class UnsupportedArchitectureError(ValueError):
-    """A model whose attention cannot be read exactly; the message names the architecture and the reason."""
+_LOGITS_AT_A_TIME = 1 << 25
 
 
 class ForwardDone(Exception):  # noqa: N818 - not an error: it ends a forward that has given all that is needed
@@ -46,9 +44,14 @@ class ForwardDone(Exception):  # noqa: N818 - not an error: it ends a forward th
 
 @dataclass(frozen=True)
 class Visibility:
-    """What a layer's mask lets a token see: itself and what is before it, at a distance below ``window`` if set."""
+    """What a layer's mask lets a token see: itself and what is before it, at a distance below ``window`` if set.
+
+    A mask that is neither causal nor a sliding window is not ``plain``. It matters only if a layer uses it:
+    transformers may build masks that no layer does.
+    """
 
     window: int | None
+    plain: bool = True
 
 
 def layer_visibility(
@@ -69,7 +72,7 @@ def layer_visibility(
         oldest = 0 if local_size is None else max(0, row - local_size + 1)
         expected = {row: True, row + 1: False, oldest: True, oldest - 1: False}
         if any(sees(row, column) != seen for column, seen in expected.items() if column >= 0):
-            raise UnsupportedArchitectureError("its attention mask is neither causal nor a sliding window")
+            return Visibility(local_size, plain=False)
     return Visibility(local_size)
 
 
@@ -85,11 +88,13 @@ def attention_function(
     **others: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer, as transformers calls it: query [1, heads, tokens, dim], key and value alike."""
-    reading = _under_way.get()
-    if reading is None:
+    this_pass = _under_way.get()
+    if this_pass is None:
         raise RuntimeError("the attention function of pyterrier_routehead was called outside of one of its passes")
     if not isinstance(attention_mask, Visibility):
         raise UnsupportedArchitectureError("its attention mask does not come from transformers' mask registry")
+    if not attention_mask.plain:
+        raise UnsupportedArchitectureError("its attention mask is neither causal nor a sliding window")
     for name, argument in others.items():
         if isinstance(argument, torch.Tensor) and name not in ("position_ids", "cache_position"):
             what = "attention sinks" if name == "s_aux" else f"an attention term that is not supported, {name!r}"
@@ -97,22 +102,22 @@ def attention_function(
     layer = LayerAttention(
         module, scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, attention_mask.window
     )
-    return reading.attend(module.layer_idx, layer, query, key, value), None
+    return this_pass.attend(module.layer_idx, layer, query, key, value), None
 
 
 @contextmanager
-def under_way(reading: "DocumentPass | TailPass") -> Iterator[None]:
+def under_way(this_pass: "DocumentPass | TailPass") -> Iterator[None]:
     """Inside, whatever attention this thread computes is that pass's."""
-    token = _under_way.set(reading)
+    token = _under_way.set(this_pass)
     try:
         yield
     finally:
         _under_way.reset(token)
 
 
-def is_under_way(reading: "DocumentPass | TailPass") -> bool:
+def is_under_way(this_pass: "DocumentPass | TailPass") -> bool:
     """Whether this thread is in that pass."""
-    return _under_way.get() is reading
+    return _under_way.get() is this_pass
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_function)
@@ -150,7 +155,7 @@ class DocumentPass:
 
     Args:
         documents: receives the keys and values.
-        deepest: number of the last layer to run. Only its keys and values are computed.
+        deepest: number of the last layer to run. It ends where its attention would begin: with its keys and values.
     """
 
     def __init__(self, documents: EncodedDocuments, deepest: int) -> None:
@@ -184,15 +189,15 @@ class DocumentPass:
 
 
 @dataclass
-class ListReading:
-    """What has been read of one list so far, in prompt order; one entry a chosen head, in the order they were given.
+class ListAttention:
+    """The attention that has been read of one list so far, documents in prompt order; one entry per chosen head.
 
     Attributes:
-        raw: attention of the query rows to each document, fp32 [documents] a head.
+        raw: attention of the query rows to each document, fp32 [documents] per head.
         null: the same of the content-free query's rows.
-        filtered: calibrated, after the 2-sigma filter a head.
+        filtered: calibrated, after the 2-sigma filter per head.
         token_sum: calibrated attention summed over the chosen heads, fp32 [document tokens].
-        hidden: mean hidden state of the query rows after a layer, fp32 [hidden size] a layer.
+        hidden: mean hidden state of the query rows after a layer, fp32 [hidden size] per layer.
     """
 
     tokens: DocumentTokens
@@ -241,7 +246,7 @@ class TailPass:
         for head in heads:
             self.heads.setdefault(head.layer, []).append(head)
         self.hidden_layers = frozenset(hidden_layers)
-        self.deepest = deepest_layer(self.heads, self.hidden_layers)
+        self.deepest = max([*self.heads, *self.hidden_layers])
         self.tails = [[p.query, p.null] if calibrate else [p.query] for p in documents.prompts]
         self.ids = [i for tails in self.tails for tail in tails for i in tail]
         starts = [documents.tail_position(p) for p in documents.prompts]
@@ -255,8 +260,8 @@ class TailPass:
         self._rows = [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
         self._columns = [_document_columns(p, device) for p in documents.prompts]
         self._masks: dict[tuple[int, int | None, torch.device], torch.Tensor] = {}
-        self.readings = [
-            ListReading(DocumentTokens([b.stop - b.start for b in p.blocks], device)) for p in documents.prompts
+        self.lists = [
+            ListAttention(DocumentTokens([b.stop - b.start for b in p.blocks], device)) for p in documents.prompts
         ]
 
     def attend(
@@ -279,9 +284,11 @@ class TailPass:
 
     def read_hidden(self, index: int, hidden: torch.Tensor) -> None:
         """Read a layer's output [1, tokens, hidden size]: the mean over each list's query rows."""
-        for reading, rows, tails in zip(self.readings, self._rows, self.tails, strict=True):
+        if hidden.dim() != 3:
+            raise UnsupportedArchitectureError("its layers give more than one hidden state per token")
+        for attention, rows, tails in zip(self.lists, self._rows, self.tails, strict=True):
             own = hidden[0, rows.start : rows.start + len(tails[0])]
-            reading.hidden[index] = own.float().mean(dim=0)
+            attention.hidden[index] = own.float().mean(dim=0)
         if index >= self.deepest:
             raise ForwardDone
 
@@ -289,17 +296,34 @@ class TailPass:
         self, i: int, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, visible: torch.Tensor
     ) -> None:
         """Attention of list i's rows: query [heads, rows, dim], key [key-value heads, keys, dim]."""
-        reading, lengths = self.readings[i], [len(tail) for tail in self.tails[i]]
-        columns = self._columns[i].to(key.device)
-        group = query.shape[0] // key.shape[0]
-        for shared in sorted({head.head // group for head in self.heads[index]}):
-            chosen = [head for head in self.heads[index] if head.head // group == shared]
-            logits = layer.logits(torch.stack([query[head.head] for head in chosen]), key[shared])
+        lengths, columns = [len(tail) for tail in self.tails[i]], self._columns[i].to(key.device)
+        for groups in self._head_groups(index, query, key):
+            chosen = [head for own in groups.values() for head in own]
+            # Heads that share keys stand below each other: [groups, heads of a group * rows, dim]
+            rows = torch.stack([query[head.head] for head in chosen]).unflatten(0, (len(groups), -1)).flatten(1, 2)
+            keys = key if len(groups) == len(key) else torch.stack([key[group] for group in groups])
+            logits = layer.logits(rows, keys).unflatten(1, (-1, query.shape[1])).flatten(0, 1)
             attention = torch.softmax(logits.masked_fill_(~visible, -torch.inf), dim=-1)
-            # rows of the query, then rows of the content-free query: [heads, tails' rows, keys] -> [heads, columns]
+            # Rows of the query, then rows of the content-free query: [heads, rows, keys] -> [heads, columns]
             means = [part.mean(dim=1).index_select(-1, columns) for part in attention.split(lengths, dim=1)]
             means = [mean.to(self._columns[i].device) for mean in means]
-            reading.add(chosen, means[0], means[1] if len(means) > 1 else None)
+            self.lists[i].add(chosen, means[0], means[1] if len(means) > 1 else None)
+
+    def _head_groups(self, index: int, query: torch.Tensor, key: torch.Tensor) -> list[dict[int, list[Head]]]:
+        """A layer's chosen heads by the key-value head that they share, in batches that are read at once.
+
+        Groups of a batch have equally many heads, and its fp32 logits take some 128 MB at most where one group does.
+        """
+        by_group: dict[int, list[Head]] = {}
+        for head in sorted(self.heads[index]):
+            by_group.setdefault(head.head * key.shape[0] // query.shape[0], []).append(head)
+        batches = []
+        for size in sorted({len(heads) for heads in by_group.values()}):
+            alike = [group for group, heads in by_group.items() if len(heads) == size]
+            at_once = max(1, _LOGITS_AT_A_TIME // (size * query.shape[1] * key.shape[1]))
+            for start in range(0, len(alike), at_once):
+                batches.append({group: by_group[group] for group in alike[start : start + at_once]})
+        return batches
 
     def _visible(self, i: int, window: int | None, device: torch.device) -> torch.Tensor:
         """Which keys (documents, then tails) each tail row of list i sees: bool [rows, keys]."""
@@ -314,11 +338,6 @@ class TailPass:
                 visible &= tails[:, None] - torch.cat([documents, tails]) < window
             self._masks[i, window, device] = visible.to(device)
         return self._masks[i, window, device]
-
-
-def deepest_layer(head_layers: Iterable[int], hidden_layers: Iterable[int] = ()) -> int:
-    """Number of the deepest layer that must run to read heads of some layers and hidden states after others."""
-    return max([*head_layers, *hidden_layers])
 
 
 def _running_ends(lengths: Iterable[int]) -> list[int]:

@@ -31,10 +31,13 @@ def default_source() -> ModelSource:
     # The weights count: the hub's cache may hold the configuration or the tokenizer alone.
     if isinstance(try_to_load_from_cache(DEFAULT_MODEL, "model.safetensors"), str):
         return ModelSource(DEFAULT_MODEL, DEFAULT_MODEL)
+    return packaged_source() or ModelSource(DEFAULT_MODEL, DEFAULT_MODEL)
+
+
+def packaged_source() -> ModelSource | None:
+    """The place of the packaged GGUF file's weights, converting it the first time; None if it is not installed."""
     gguf = packaged_gguf()
-    if gguf is not None:
-        return ModelSource(str(converted(gguf)), _GGUF_FILE)
-    return ModelSource(DEFAULT_MODEL, DEFAULT_MODEL)
+    return None if gguf is None else ModelSource(str(converted(gguf)), _GGUF_FILE)
 
 
 def packaged_gguf() -> Path | None:
@@ -54,8 +57,7 @@ def converted(gguf: Path) -> Path:
     """
     import pyterrier as pt
 
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+    digest = _sha256(gguf)
     cache = Path(pt.io.pyterrier_home()) / "routehead" / "models"
     target = cache / f"{gguf.stem}-{digest[:16]}"
     if target.is_dir():
@@ -102,8 +104,9 @@ def require_gguf() -> None:
         )
 
 
-def _sha256(file: "object") -> str:
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()

@@ -17,8 +17,9 @@ SAMPLES = 64
 def layer_hash(layer: "torch.nn.Module") -> str:
     """Eight hexadecimal digits over sampled weights of one decoder layer.
 
-    Floating-point weights are cast to bf16 first, so device and load dtype do not matter (fp32, bf16); packed weights
-    of quantised models count as their bytes.
+    Floating-point weights are cast to bf16 first, so that device and load dtype do not matter; packed weights of
+    quantised models count as their bytes. fp16 cannot hold all of bf16: a model that FrozenLLM loads in fp16 is hashed
+    before the cast, but a loaded one that was cast to fp16 elsewhere may differ from its bf16 or fp32 self.
     """
     import torch
 

@@ -23,23 +23,26 @@ class CandidateRows:
 
 
 def candidate_lists(frame: pd.DataFrame) -> list[CandidateRows]:
-    """One list a query, in order of first appearance. Candidates go by ``rank``, else ``score``, else row order.
+    """One list per query, in order of first appearance. Candidates go by ``rank``, else ``score``, else row order.
 
     Raises:
-        ValueError: naming the qid of a list whose ranks or scores are not all numbers.
+        ValueError: naming the row of a missing qid, or the qid of a list whose ranks or scores are not all numbers.
     """
     key = next((column for column in ("rank", "score") if column in frame.columns), None)
     values = None if key is None else pd.to_numeric(frame[key], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    numbers, qids = pd.factorize(frame["qid"])
+    if (numbers < 0).any():
+        raise ValueError(f"column 'qid' has a missing value in row {int(np.argmax(numbers < 0))}, counted from 0")
     lists = []
-    for qid, rows in frame.groupby("qid", sort=False, dropna=False).indices.items():
-        rows = np.asarray(rows)
+    ends = np.cumsum(np.bincount(numbers, minlength=len(qids)))
+    for qid, rows in zip(qids, np.split(np.argsort(numbers, kind="stable"), ends[:-1]), strict=True):
         if values is not None:
             own = values[rows]
             if np.isnan(own).any():
                 raise ValueError(f"query {qid!r}: column {key!r} has values that are not numbers")
             rows = rows[np.argsort(own if key == "rank" else -own, kind="stable")]
         lists.append(CandidateRows(str(qid), rows))
-    return sorted(lists, key=lambda candidates: candidates.rows.min())
+    return lists
 
 
 def query_text(frame: pd.DataFrame, candidates: CandidateRows) -> str:
@@ -69,13 +72,13 @@ def _strings(column: pd.Series, rows: np.ndarray) -> list[str]:
     return ["" if pd.isna(value) else str(value) for value in column.iloc[rows]]
 
 
-def first_stage_scores(frame: pd.DataFrame, candidates: CandidateRows) -> np.ndarray:
-    """Scores of the first stage for a list, best candidate first.
+def first_stage_scores(frame: pd.DataFrame, candidates: CandidateRows, depth: int) -> np.ndarray:
+    """Scores of the first stage for so many candidates of a list, best first.
 
     Raises:
         ValueError: naming the qid of a list with a missing or infinite score.
     """
-    scores = pd.to_numeric(frame["score"].iloc[candidates.rows], errors="coerce").to_numpy(dtype=float)
+    scores = pd.to_numeric(frame["score"].iloc[candidates.rows[:depth]], errors="coerce").to_numpy(dtype=float)
     if not np.isfinite(scores).all():
         raise ValueError(f"query {candidates.qid!r}: column 'score' has values that are not finite numbers")
     return scores
@@ -91,8 +94,9 @@ def standardised(scores: np.ndarray) -> np.ndarray:
 
 def with_tail(scores: np.ndarray, length: int) -> np.ndarray:
     """Scores of the first candidates, then for the rest of the list finite ones that fall from below them."""
-    tail = scores.min() - 1.0 - np.arange(length - len(scores))
-    return np.concatenate([scores, tail])
+    lowest = scores.min()
+    step = max(1.0, abs(lowest) * 1e-6)  # one that is not lost to rounding
+    return np.concatenate([scores, lowest - step * np.arange(1, length - len(scores) + 1)])
 
 
 def vector_rows(frame: pd.DataFrame, candidates: CandidateRows) -> tuple[list[Reading], list[np.ndarray]]:
@@ -102,9 +106,12 @@ def vector_rows(frame: pd.DataFrame, candidates: CandidateRows) -> tuple[list[Re
         ValueError: naming qid and docno: where no row has a vector, where one is missing before others, where a vector
             comes without its reading or does not fit it, or where the list mixes readings of unlike models or settings.
     """
-    vectors = list(frame["head_scores"].iloc[candidates.rows])
+    vectors = [
+        vector if vector is None or np.isscalar(vector) or vector is pd.NA else np.asarray(vector)
+        for vector in frame["head_scores"].iloc[candidates.rows]
+    ]
     readings = list(frame["head_reading"].iloc[candidates.rows])
-    there = [isinstance(vector, np.ndarray) for vector in vectors]
+    there = [isinstance(vector, np.ndarray) for vector in vectors]  # a missing one may be None, NaN or NA
     count = sum(there)
     if count == 0:
         raise ValueError(f"query {candidates.qid!r}: no candidate has head_scores")
@@ -118,7 +125,7 @@ def vector_rows(frame: pd.DataFrame, candidates: CandidateRows) -> tuple[list[Re
             raise ValueError(f"{where}: head_reading does not say what head_scores are")
         if vector.shape != (len(reading.heads),):
             raise ValueError(f"{where}: {vector.shape} head_scores, but head_reading names {len(reading.heads)} heads")
-        if reading is not first and (reading.model != first.model or reading.settings != first.settings):
+        if reading is not first and not reading.same_but_heads(first):
             raise ValueError(f"{where}: its head_scores were read otherwise than those of other candidates")
     return readings[:count], vectors[:count]
 

@@ -4,7 +4,7 @@ A head is a (layer, head) pair, both counted from 0, written ``"layer-head"`` as
 (QRHead, arXiv 2506.09944; CoRe, arXiv 2510.02219).
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 
@@ -18,7 +18,7 @@ class Head(NamedTuple):
         return f"{self.layer}-{self.head}"
 
 
-HeadsLike: TypeAlias = str | Iterable[tuple[int, int] | str]
+HeadsLike: TypeAlias = str | Sequence[tuple[int, int] | str]
 
 
 def parse_heads(heads: HeadsLike) -> tuple[Head, ...]:
@@ -73,8 +73,13 @@ def resolve_heads(heads: HeadsLike, num_layers: int, num_heads: int) -> tuple[He
     named = parse_heads(heads)
     for head in named:
         if head.layer >= num_layers or head.head >= num_heads:
-            raise ValueError(f"there is no head {head} in a model of {num_layers} layers with {num_heads} heads each")
+            raise ValueError(f"there is no head {head} among {num_layers} layers with {num_heads} heads each")
     return named
+
+
+def kept_heads(heads: HeadsLike) -> HeadsLike:
+    """Heads as an argument to keep: what can be read only once becomes a list."""
+    return heads if isinstance(heads, str) else list(heads)
 
 
 def layers_needed(heads: HeadsLike) -> int | None:
@@ -88,5 +93,8 @@ def describe_heads(heads: HeadsLike) -> str:
     """A few words on some heads, for the short repr of a transformer."""
     if is_all(heads):
         return "'all'"
-    named = parse_heads(heads)
+    try:
+        named = parse_heads(heads)
+    except ValueError:
+        return "<no heads>"  # a repr must not fail
     return repr(",".join(map(str, named))) if len(named) <= 3 else f"<{len(named)} heads>"

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .attention import DocumentPass, EncodedDocuments, ListReading, TailPass, UnsupportedArchitectureError
+from .attention import DocumentPass, EncodedDocuments, ListAttention, TailPass
+from .errors import ListTooLongError, UnsupportedArchitectureError
 from .heads import Head
 from .llm import FrozenLLM
 from .prompt import ListPrompt
-
-
-class ListTooLongError(ValueError):
-    """A prompt that takes more positions than the model's context has."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,8 @@ class ListScores:
         raw: attention that the query rows pay to a document: mean over rows, sum over its tokens. float32
             [documents, heads].
         null: the same for the content-free query; None without calibration.
-        filtered: calibrated (raw less null, a token) after the 2-sigma token filter a head; None without calibration.
+        filtered: calibrated (raw less null, token by token), after the 2-sigma token filter per head; None without
+            calibration.
         summed: calibrated, summed over the heads, then filtered: float32 [documents]. ICR's score, not additive over
             heads; None without calibration.
         hidden: mean hidden state of the query rows after each layer asked for, float32 [hidden size].
@@ -40,7 +38,9 @@ class ListScores:
     hidden: dict[int, np.ndarray]
 
     def vectors(self, *, calibrate: bool, token_filter: str | None) -> np.ndarray:
-        """The scores a head under some settings, float32 [documents, heads]; ``token_filter`` is 'head' or None."""
+        """Scores per head under some settings, float32 [documents, heads]; not for ``token_filter='sum'``."""
+        if token_filter == "sum":
+            raise ValueError("token_filter='sum' has no scores per head: use summed")
         if not calibrate:
             return self.raw
         return self.filtered if token_filter == "head" else self.raw - self.null
@@ -57,7 +57,7 @@ def score_lists(
 ) -> list[ListScores]:
     """Read heads over some candidate lists, packed into one pass of the documents and one of the tails.
 
-    Formulas: ICR (arXiv 2410.02642) for attention, calibration and filter; QRHead (arXiv 2506.09944) for the filter a
+    Formulas: ICR (arXiv 2410.02642) for attention, calibration and filter; QRHead (arXiv 2506.09944) for the filter per
     head. Everything after the dot products of queries and keys is fp32, whatever the model's dtype.
 
     Args:
@@ -84,7 +84,7 @@ def score_lists(
     llm.document_passes += len(prompts)
     llm.forward(tails)
     return [
-        _list_scores(reading, prompt, heads, calibrate) for reading, prompt in zip(tails.readings, prompts, strict=True)
+        _list_scores(own, prompt, heads, calibrate) for own, prompt in zip(tails.lists, prompts, strict=True)
     ]
 
 
@@ -104,7 +104,7 @@ def check_length(llm: FrozenLLM, length: int) -> None:
         )
 
 
-def _list_scores(reading: ListReading, prompt: ListPrompt, heads: Sequence[Head], calibrate: bool) -> ListScores:
+def _list_scores(read: ListAttention, prompt: ListPrompt, heads: Sequence[Head], calibrate: bool) -> ListScores:
     import torch
 
     place = np.argsort(prompt.order)  # from prompt order back to the candidates' order
@@ -112,8 +112,8 @@ def _list_scores(reading: ListReading, prompt: ListPrompt, heads: Sequence[Head]
     def matrix(columns: dict[Head, torch.Tensor]) -> np.ndarray:
         return torch.stack([columns[head] for head in heads], dim=1).cpu().numpy()[place]
 
-    hidden = {layer: state.cpu().numpy() for layer, state in reading.hidden.items()}
+    hidden = {layer: state.cpu().numpy() for layer, state in read.hidden.items()}
     if not calibrate:
-        return ListScores(matrix(reading.raw), None, None, None, hidden)
-    summed = reading.tokens.filtered_sum(reading.token_sum).cpu().numpy()[place]
-    return ListScores(matrix(reading.raw), matrix(reading.null), matrix(reading.filtered), summed, hidden)
+        return ListScores(matrix(read.raw), None, None, None, hidden)
+    summed = read.tokens.filtered_sum(read.token_sum).cpu().numpy()[place]
+    return ListScores(matrix(read.raw), matrix(read.null), matrix(read.filtered), summed, hidden)

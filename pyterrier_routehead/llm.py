@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from .default_model import ModelSource, default_source
+from .default_model import ModelSource, default_source, packaged_gguf, packaged_source
+from .errors import UnsupportedArchitectureError
 from .fingerprint import layer_hash
 from .loading import LoadedModel, adopt_model, load_model
 from .quiet import quiet_transformers
@@ -73,6 +74,9 @@ class FrozenLLM:
         max_layers: int | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
+        for name in ("dtype", "revision"):
+            if name in (model_kwargs or {}):
+                raise ValueError(f"give {name} as FrozenLLM({name}=...), not in model_kwargs")
         if max_layers is not None and max_layers < 1:
             raise ValueError(f"max_layers is at least 1, got {max_layers}")
         if _is_live(model):
@@ -91,6 +95,7 @@ class FrozenLLM:
         self.max_layers = max_layers
         self.model_kwargs = model_kwargs
         self.document_passes = 0
+        self._made_by_name = False
         self._source: ModelSource | None = None
         self._loaded: LoadedModel | None = None
         self._lock = threading.RLock()
@@ -104,7 +109,7 @@ class FrozenLLM:
         Args:
             llm: the parameter.
             max_layers: how many layers are needed of a model by name; None for all.
-            reuse: what an earlier call gave; returned again if it still serves.
+            reuse: what an earlier call gave; returned again if it was made here and still serves.
         """
         if isinstance(llm, FrozenLLM):
             return llm
@@ -113,11 +118,27 @@ class FrozenLLM:
                 f"llm is a FrozenLLM, a model's name or None, got {type(llm).__name__}: "
                 "wrap a loaded model as FrozenLLM(model, tokenizer=...)"
             )
-        if reuse is not None and reuse.model == llm:
+        if reuse is not None and reuse._made_by_name and reuse.model == llm:
             loaded = reuse.max_layers
             if loaded is None or (max_layers is not None and max_layers <= loaded):
                 return reuse
-        return cls(llm, max_layers=max_layers)
+        made = cls(llm, max_layers=max_layers)
+        made._made_by_name = True
+        return made
+
+    def peek(self) -> "FrozenLLM":
+        """This model if it is loaded, else its first layer alone: enough to tell weights apart."""
+        if self.is_loaded or _is_live(self.model):
+            return self
+        return FrozenLLM(
+            self.model,
+            tokenizer=self.tokenizer,
+            device=self.device,
+            dtype=self.dtype,
+            revision=self.revision,
+            max_layers=1,
+            model_kwargs=self.model_kwargs,
+        )
 
     def __repr__(self) -> str:
         if _is_live(self.model):
@@ -133,8 +154,11 @@ class FrozenLLM:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _loaded=None, _source=None, _lock=threading.RLock())
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenLLM":
+    def __copy__(self) -> "FrozenLLM":
         return self  # frozen: a copy would only load the weights twice
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenLLM":
+        return self
 
     @property
     def is_loaded(self) -> bool:
@@ -143,7 +167,7 @@ class FrozenLLM:
 
     @property
     def name(self) -> str:
-        """The model's id, folder or file name. Does not load it."""
+        """The model's id, folder or file name. Does not load it; the packaged GGUF file is converted the first time."""
         if _is_live(self.model):
             return _live_name(self.model)
         if isinstance(self.model, _LiveModelGone):
@@ -162,7 +186,7 @@ class FrozenLLM:
 
     @property
     def num_heads(self) -> int:
-        """Attention (query) heads a layer."""
+        """Attention (query) heads per layer."""
         return self._load().num_heads
 
     @property
@@ -182,11 +206,16 @@ class FrozenLLM:
 
     @property
     def fingerprint(self) -> tuple[str, ...]:
-        """One short hash a loaded layer over its weights; see :mod:`pyterrier_routehead.fingerprint`."""
+        """One short hash per loaded layer over its weights; see :mod:`pyterrier_routehead.fingerprint`."""
         loaded = self._load()
         if loaded.fingerprint is None:
             loaded.fingerprint = tuple(layer_hash(layer) for layer in loaded.layers)
         return loaded.fingerprint
+
+    @property
+    def weights_dtype(self) -> str:
+        """The dtype of the weights in memory, such as ``"bfloat16"``."""
+        return str(self._load().decoder.dtype).removeprefix("torch.")
 
     @property
     def context_length(self) -> int | None:
@@ -206,7 +235,7 @@ class FrozenLLM:
         ]
         return min(lengths, default=None)
 
-    def forward(self, reading: "DocumentPass | TailPass") -> None:
+    def forward(self, this_pass: "DocumentPass | TailPass") -> None:
         """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
 
         The model's attention implementation and training mode are those of the caller again afterwards, also after an
@@ -214,21 +243,17 @@ class FrozenLLM:
         """
         import torch
 
-        from .attention import ForwardDone, UnsupportedArchitectureError, under_way
+        from .attention import ForwardDone, under_way
 
         loaded = self._load()
         device = self.input_device
-        ids = torch.tensor([reading.ids], device=device)
-        positions = torch.tensor([reading.positions], device=device)
-        with _lock_of(loaded.decoder), torch.inference_mode(), self._prepared(loaded, reading), under_way(reading):
+        ids = torch.tensor([this_pass.ids], device=device)
+        positions = torch.tensor([this_pass.positions], device=device)
+        with _lock_of(loaded.decoder), torch.inference_mode(), self._prepared(loaded, this_pass), under_way(this_pass):
             try:
                 # All-ones mask: without one, transformers takes positions that start anew for packed training examples.
-                loaded.decoder(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    position_ids=positions,
-                    use_cache=False,
-                )
+                whole = torch.ones_like(ids)
+                loaded.decoder(input_ids=ids, attention_mask=whole, position_ids=positions, use_cache=False)
             except ForwardDone:
                 return
             except UnsupportedArchitectureError as error:
@@ -238,8 +263,8 @@ class FrozenLLM:
         )
 
     @contextmanager
-    def _prepared(self, loaded: LoadedModel, reading: "DocumentPass | TailPass") -> Iterator[None]:
-        from .attention import ATTENTION_NAME, UnsupportedArchitectureError
+    def _prepared(self, loaded: LoadedModel, this_pass: "DocumentPass | TailPass") -> Iterator[None]:
+        from .attention import ATTENTION_NAME
 
         decoder = loaded.decoder
         before = decoder.config._attn_implementation
@@ -248,10 +273,9 @@ class FrozenLLM:
         try:
             for module in in_training:
                 module.training = False
-            for index in getattr(reading, "hidden_layers", ()):
-                hooks.append(loaded.layers[index].register_forward_hook(_hidden_state_hook(reading, index)))
-            with quiet_transformers():
-                decoder.set_attn_implementation(ATTENTION_NAME)
+            for index in getattr(this_pass, "hidden_layers", ()):
+                hooks.append(loaded.layers[index].register_forward_hook(_hidden_state_hook(this_pass, index)))
+            decoder.set_attn_implementation(ATTENTION_NAME)
             if decoder.config._attn_implementation != ATTENTION_NAME:
                 raise UnsupportedArchitectureError(
                     f"{type(decoder).__name__} cannot be read: "
@@ -272,20 +296,25 @@ class FrozenLLM:
                 "set llm to a FrozenLLM of that model again"
             )
         if self._source is None:
-            name = None if self.model is None else str(self.model)
-            self._source = default_source() if name is None else ModelSource(name, name)
+            if self.model is None:
+                self._source = default_source()
+            elif str(self.model).endswith(".gguf") and Path(self.model) == packaged_gguf():
+                self._source = packaged_source()  # converted already, or now
+            else:
+                self._source = ModelSource(str(self.model), str(self.model))
         return self._source
 
     def _load(self) -> LoadedModel:
         if self._loaded is None:
             with self._lock:
                 if self._loaded is None:
-                    self._loaded = self._open()
-                    try:
-                        self._check()
-                    except BaseException:
-                        self._loaded = None
-                        raise
+                    with quiet_transformers():
+                        self._loaded = self._open()
+                        try:
+                            self._check()
+                        except BaseException:
+                            self._loaded = None
+                            raise
         return self._loaded
 
     def _open(self) -> LoadedModel:
@@ -303,15 +332,17 @@ class FrozenLLM:
 
     def _check(self) -> None:
         """Refuse here, and not in the middle of a run, what cannot be read."""
-        from .attention import UnsupportedArchitectureError
+        import torch
+
         from .check import check_readable
 
         try:
             check_readable(self)
-        except UnsupportedArchitectureError:
+        except (UnsupportedArchitectureError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {error}") from error
+            what = f"trying a few tokens failed with {type(error).__name__}: {error}"
+            raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {what}") from error
 
 
 def _lock_of(decoder: "PreTrainedModel") -> "threading.RLock":
@@ -319,12 +350,12 @@ def _lock_of(decoder: "PreTrainedModel") -> "threading.RLock":
         return _locks.setdefault(decoder, threading.RLock())
 
 
-def _hidden_state_hook(reading: "TailPass", index: int) -> Callable[..., None]:
+def _hidden_state_hook(this_pass: "TailPass", index: int) -> Callable[..., None]:
     from .attention import is_under_way
 
     def hook(module: object, args: object, output: Any) -> None:
-        if is_under_way(reading):
-            reading.read_hidden(index, output[0] if isinstance(output, tuple) else output)
+        if is_under_way(this_pass):
+            this_pass.read_hidden(index, output[0] if isinstance(output, tuple) else output)
 
     return hook
 

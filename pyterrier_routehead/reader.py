@@ -58,7 +58,7 @@ class ListReader:
         return self._builder.build(candidates.query, candidates.candidates)
 
     def read(self, lists: Sequence[CandidateList], batch_size: int) -> Iterator[tuple[CandidateList, "ListScores"]]:
-        """Scores of each list, in order, ``batch_size`` lists a pass.
+        """Scores of each list, in order, ``batch_size`` lists per pass.
 
         Raises:
             ListTooLongError: naming the qid of a list beyond the model's context.

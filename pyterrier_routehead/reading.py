@@ -6,8 +6,10 @@ uses the vectors looks heads up by name and refuses what was read otherwise than
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
+
+import numpy as np
 
 from .fingerprint import same_weights, shown
 from .heads import Head, HeadsLike, is_all, resolve_heads
@@ -27,8 +29,9 @@ class ReadingSettings:
         document_attention: ``"listwise"`` (each document sees those before it) or ``"blockwise"`` (only itself).
         max_doc_tokens: title and text of each document are cut to so many tokens.
         calibrate: subtract what the content-free query pays.
-        token_filter: the 2-sigma filter on calibrated tokens: ``"head"`` (a head, so scores add up over heads),
-            ``"sum"`` (after summing the heads, as the papers' code does) or ``"none"``.
+        token_filter: the 2-sigma filter on calibrated tokens: ``"head"`` (per head, so scores add up over heads),
+            ``"sum"`` (after summing the heads, as the papers' code does) or ``"none"``. None means ``"head"``, and
+            ``"none"`` without calibration.
     """
 
     prompt: PromptTemplate = DEFAULT_TEMPLATE
@@ -36,9 +39,14 @@ class ReadingSettings:
     document_attention: str = "listwise"
     max_doc_tokens: int = 150
     calibrate: bool = True
-    token_filter: str = "head"
+    token_filter: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.calibrate, bool | np.bool_):
+            raise ValueError(f"calibrate is True or False, got {self.calibrate!r}")
+        if self.token_filter is None:
+            object.__setattr__(self, "token_filter", "head" if self.calibrate else "none")
+        object.__setattr__(self, "calibrate", bool(self.calibrate))
         for name, allowed in (
             ("document_order", DOCUMENT_ORDERS),
             ("document_attention", DOCUMENT_ATTENTIONS),
@@ -46,8 +54,10 @@ class ReadingSettings:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
-        if not isinstance(self.max_doc_tokens, int) or self.max_doc_tokens < 1:
-            raise ValueError(f"max_doc_tokens is a number of tokens from 1, got {self.max_doc_tokens!r}")
+        number = self.max_doc_tokens
+        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"max_doc_tokens is a number of tokens from 1, got {number!r}")
+        object.__setattr__(self, "max_doc_tokens", int(number))
         if not self.calibrate and self.token_filter != "none":
             raise ValueError(
                 f"token_filter={self.token_filter!r} filters calibrated scores, but calibrate=False: "
@@ -58,15 +68,9 @@ class ReadingSettings:
 SETTING_NAMES = tuple(field.name for field in fields(ReadingSettings))
 
 
-def resolve_settings(given: Mapping[str, Any], fallback: ReadingSettings | None = None) -> ReadingSettings:
-    """Settings set by hand (those that are not None), and for the rest a fallback, else the package's defaults.
-
-    ``calibrate=False`` turns a filter off that was not set by hand.
-    """
-    given = _by_hand(given)
-    if given.get("calibrate") is False:
-        given.setdefault("token_filter", "none")
-    return replace(fallback or ReadingSettings(), **given)
+def resolve_settings(given: Mapping[str, Any]) -> ReadingSettings:
+    """Settings set by hand (those that are not None), and for the rest the package's defaults."""
+    return ReadingSettings(**_by_hand(given))
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,9 @@ class ModelIdentity:
 
     Args:
         name: its id, folder or file.
-        fingerprint: a hash a layer over its weights, for the layers that were loaded.
+        fingerprint: a hash per layer over its weights, for the layers that were loaded.
         num_layers: layers of the whole model.
-        num_heads: heads a layer.
+        num_heads: heads per layer.
     """
 
     name: str
@@ -96,13 +100,13 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the vectors of head scores in a frame are: one number a head, in this order.
+    """What the vectors of head scores in a frame are: one number per head, in this order.
 
     Args:
         model: the model that was read.
         heads: the heads, in the order of a vector's numbers.
         settings: how they were read.
-        complete: whether these are all heads of the model, as far as it was to be used.
+        complete: whether these are all heads of the layers that were to be used.
         hidden_layers: the layers of the rows of ``hidden_state``, if that was asked for.
     """
 
@@ -141,7 +145,12 @@ class Reading:
         for name, value in _by_hand(given).items():
             own = getattr(self.settings, name)
             if value != own:
-                raise ValueError(f"{name}={_shown(value)} was asked for, but head_scores was read with {_shown(own)}")
+                value, own = _shown(value, own)
+                raise ValueError(f"{name}={value} was asked for, but head_scores was read with {own}")
+
+    def same_but_heads(self, other: "Reading") -> bool:
+        """Whether vectors of both may stand in one list: the same model, read the same way."""
+        return self.settings == other.settings and self.model.is_same(other.model)
 
     def check_model(self, model: ModelIdentity) -> None:
         """Refuse another model than the one that was read.
@@ -160,8 +169,14 @@ def _by_hand(given: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _shown(value: object) -> str:
-    return repr(value.name) if isinstance(value, PromptTemplate) else repr(value)
+def _shown(value: object, other: object) -> tuple[str, str]:
+    """Two unlike values for a message: templates by name, and where that is the same by the field that differs."""
+    if not isinstance(value, PromptTemplate) or not isinstance(other, PromptTemplate):
+        return repr(value), repr(other)
+    if value.name != other.name:
+        return repr(value.name), repr(other.name)
+    field = next(f.name for f in fields(PromptTemplate) if getattr(value, f.name) != getattr(other, f.name))
+    return tuple(f"{t.name!r} with {field}={getattr(t, field)!r}" for t in (value, other))
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -20,10 +20,10 @@ from .frames import (
     vector_rows,
     with_tail,
 )
-from .heads import HeadsLike, describe_heads, is_all, layers_needed, parse_heads
+from .heads import HeadsLike, all_heads, describe_heads, is_all, kept_heads, layers_needed, parse_heads
 from .llm import FrozenLLM
 from .reader import CandidateList, ListReader, model_identity
-from .reading import SETTING_NAMES, Reading, ReadingSettings, resolve_settings
+from .reading import SETTING_NAMES, ModelIdentity, Reading, ReadingSettings, resolve_settings
 from .template import PromptTemplate
 from .windows import slide_windows
 
@@ -38,12 +38,13 @@ class StaticHeadReranker(pt.Transformer):
     Behind an :class:`AttentionHeadScorer` it sums what the scorer has read and needs no model. On text it reads the
     heads itself, running no layer above the deepest of them.
 
-    Required input columns: ``qid``, ``docno`` and either ``head_scores`` with ``head_reading``, or ``query`` and
-    ``text_field`` (and ``title_field``); ``rank`` or ``score``, if there, give the candidates' order; ``score`` is
-    needed for ``first_stage_weight``.
+    Required input columns: ``qid``, ``docno`` and either ``head_scores`` with ``head_reading`` (used where both are
+    there), or ``query`` and ``text_field`` (and ``title_field``); ``rank`` or ``score``, if there, give the candidates'
+    order; ``score`` is needed for ``first_stage_weight``.
 
-    Output columns: all input columns, with new ``score`` (float64) and ``rank``. Rows keep their order. Candidates
-    below ``depth``, and trailing ones without a vector, keep their order behind the others, with finite falling scores.
+    Output columns: all input columns, with new ``score`` (float64) and ``rank``. Rows keep their order, which also
+    breaks ties. Candidates below ``depth``, and trailing ones without a vector, keep their order behind the others,
+    with finite falling scores.
 
     A list-wise list beyond the model's context is ranked in windows that slide from its tail to its head, with a
     warning; scores then fall along the ranking, but only those of the last window are attention.
@@ -60,9 +61,9 @@ class StaticHeadReranker(pt.Transformer):
         calibrate: whether to subtract the scores of the content-free query.
         token_filter: ``"head"``, ``"sum"`` (filter after summing the heads, as the papers' code does; on text only) or
             ``"none"``.
-        depth: re-rank only so many candidates a query.
-        first_stage_weight: weight of the first stage's score, added after both sides are standardised within the
-            query; 0 leaves it out.
+        depth: re-rank only so many candidates per query.
+        first_stage_weight: weight of the first stage's score, added after both sides are standardised over the
+            candidates of the query that are re-ranked (within a window, over those in it); 0 leaves it out.
         batch_size: how many lists are read in one pass.
         text_field: column of the documents' text.
         title_field: column of the documents' titles, if any.
@@ -89,7 +90,7 @@ class StaticHeadReranker(pt.Transformer):
         title_field: str | None = None,
         verbose: bool = False,
     ) -> None:
-        self.heads = heads
+        self.heads = kept_heads(heads)
         self.llm = llm
         self.prompt = prompt
         self.document_order = document_order
@@ -103,8 +104,11 @@ class StaticHeadReranker(pt.Transformer):
         self.text_field = text_field
         self.title_field = title_field
         self.verbose = verbose
-        self._own_llm: FrozenLLM | None = None
+        self._backbone: FrozenLLM | None = None
+        self._peeked: tuple[object, ModelIdentity] | None = None
         self._settings()  # a wrong value is refused here, not in the middle of a run
+
+    __hash__ = object.__hash__  # PyTerrier's follows the repr, which settings change
 
     def __repr__(self) -> str:
         depth = "" if self.depth is None else f", depth={self.depth}"
@@ -129,10 +133,12 @@ class StaticHeadReranker(pt.Transformer):
                 check_finite(own, candidates.qid)
                 scores[candidates.rows] = with_tail(own, len(candidates.rows))
         out = inp.drop(columns=["score", "rank"], errors="ignore").assign(score=scores)
-        return pt.model.add_ranks(out)
+        # An index that is named like a column would be ambiguous to add_ranks.
+        return pt.model.add_ranks(out.rename_axis(index=None)).set_axis(inp.index)
 
     def _settings(self) -> ReadingSettings:
         check_numbers(self.depth, self.batch_size)
+        FrozenLLM.of(self.llm)
         if not np.isfinite(self.first_stage_weight):
             raise ValueError(f"first_stage_weight is a finite number, got {self.first_stage_weight!r}")
         if not is_all(self.heads):
@@ -146,7 +152,7 @@ class StaticHeadReranker(pt.Transformer):
         """Attention scores of the first candidates of a list, with the first stage's scores added if asked for."""
         if not self.first_stage_weight:
             return attention
-        first = first_stage_scores(inp, candidates)[: len(attention)]
+        first = first_stage_scores(inp, candidates, len(attention))
         return standardised(attention) + self.first_stage_weight * standardised(first)
 
     # From head scores that are in the frame
@@ -154,8 +160,8 @@ class StaticHeadReranker(pt.Transformer):
     def _sum_vectors(self, inp: pd.DataFrame, lists: Sequence[CandidateRows]) -> Iterator[np.ndarray]:
         if self.token_filter == "sum":
             raise ValueError(
-                "token_filter='sum' filters after summing heads, which head_scores cannot give any more: "
-                "put this re-ranker on text, not behind a scorer"
+                "token_filter='sum' filters after summing heads, but the frame has head_scores, read head by head: "
+                "put this re-ranker on text, not behind a scorer, or drop the column head_scores"
             )
         chosen: dict[int, list[int]] = {}
         for candidates in lists:
@@ -173,20 +179,25 @@ class StaticHeadReranker(pt.Transformer):
     def _columns(self, reading: Reading) -> list[int]:
         """Places of the heads in vectors of some reading, which must be one that this re-ranker may use."""
         reading.check_settings(self._given())
+        heads = self.heads
         if self.llm is not None:
-            llm = FrozenLLM.of(self.llm, reuse=self._own_llm)
-            if llm.is_loaded or llm.name != reading.model.name:
-                self._own_llm = llm
-                reading.check_model(model_identity(llm))
-        return reading.columns(self.heads)
+            if self._peeked is None or self._peeked[0] is not self.llm:
+                self._peeked = self.llm, model_identity(FrozenLLM.of(self.llm).peek())
+            reading.check_model(self._peeked[1])
+            if is_all(heads) and isinstance(self.llm, FrozenLLM) and self.llm.max_layers is not None:
+                used = min(self.llm.max_layers, reading.model.num_layers)
+                heads = all_heads(used, reading.model.num_heads)
+            elif is_all(heads):
+                heads = all_heads(reading.model.num_layers, reading.model.num_heads)
+        return reading.columns(heads)
 
     # From text
 
     def _read_text(
         self, inp: pd.DataFrame, lists: Sequence[CandidateRows], settings: ReadingSettings
     ) -> Iterator[np.ndarray]:
-        self._own_llm = FrozenLLM.of(self.llm, max_layers=layers_needed(self.heads), reuse=self._own_llm)
-        reader = ListReader(self._own_llm, self.heads, settings)
+        self._backbone = FrozenLLM.of(self.llm, max_layers=layers_needed(self.heads), reuse=self._backbone)
+        reader = ListReader(self._backbone, self.heads, settings)
         warned = False
         for start in range(0, len(lists), self.batch_size):
             batch = lists[start : start + self.batch_size]
@@ -207,7 +218,7 @@ class StaticHeadReranker(pt.Transformer):
                         f"query {rows.qid!r}: its {len(candidates.candidates)} candidates take "
                         f"{prompt.length('listwise')} tokens, but the context has {reader.llm.context_length}: "
                         "such lists are ranked in sliding windows",
-                        stacklevel=3,
+                        stacklevel=4,
                     )
                 yield self._slide(inp, rows, candidates, prompt, reader)
 

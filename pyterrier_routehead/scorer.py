@@ -1,5 +1,6 @@
-"""`AttentionHeadScorer`: one vector of head scores a candidate, for whatever comes behind it in a pipeline."""
+"""`AttentionHeadScorer`: one vector of head scores per candidate, for whatever comes behind it in a pipeline."""
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pyterrier as pt
 
 from .frames import candidate_lists, check_finite, check_numbers, documents, object_column, query_text
-from .heads import HeadsLike, describe_heads, is_all, layers_needed, parse_heads
+from .heads import HeadsLike, describe_heads, is_all, kept_heads, layers_needed, parse_heads
 from .llm import FrozenLLM
 from .reader import CandidateList, ListReader
 from .reading import SETTING_NAMES, ReadingSettings, resolve_settings
@@ -19,14 +20,14 @@ class AttentionHeadScorer(pt.Transformer):
 
     All candidates of a query go into one prompt, and each head's score of a document is the attention that the query's
     tokens pay to it (ICR, arXiv 2410.02642; QRHead, arXiv 2506.09944). Put it once before several re-rankers and share
-    the object: the documents are then encoded once a query.
+    the object: the documents are then encoded once per query.
 
     Required input columns: ``qid``, ``query``, ``docno``, ``text_field`` (and ``title_field``); ``rank`` or ``score``,
     if there, give the candidates' order.
 
     Output columns: all input columns, and
 
-    * ``head_scores``: float32 array [heads] a row;
+    * ``head_scores``: float32 array [heads] in each row;
     * ``head_reading``: what that vector speaks of (heads, model, settings), a
       :class:`~pyterrier_routehead.reading.Reading` shared by the rows;
     * ``head_scores_raw`` with ``raw``: the same without calibration and filter;
@@ -44,9 +45,9 @@ class AttentionHeadScorer(pt.Transformer):
         document_attention: ``"listwise"`` or ``"blockwise"``; None for ``"listwise"``.
         max_doc_tokens: title and text of each document are cut to so many tokens; None for 150.
         calibrate: whether to subtract the scores of the content-free query; None for True.
-        token_filter: ``"head"`` (2-sigma filter a head) or ``"none"``; None for ``"head"``. ``"sum"`` does not exist a
+        token_filter: ``"head"`` (2-sigma filter per head) or ``"none"``; None for ``"head"``. There is no ``"sum"`` per
             head: it is for re-rankers that read text themselves.
-        depth: score only so many candidates a query; the columns above are None below.
+        depth: score only so many candidates per query; the columns above are None below.
         raw: also write ``head_scores_raw``.
         features: also write ``features``. Not with ``depth``: cut the list before the scorer instead.
         hidden_layers: layers after which to read ``hidden_state``.
@@ -81,7 +82,7 @@ class AttentionHeadScorer(pt.Transformer):
         title_field: str | None = None,
         verbose: bool = False,
     ) -> None:
-        self.heads = heads
+        self.heads = kept_heads(heads)
         self.llm = llm
         self.prompt = prompt
         self.document_order = document_order
@@ -92,13 +93,16 @@ class AttentionHeadScorer(pt.Transformer):
         self.depth = depth
         self.raw = raw
         self.features = features
-        self.hidden_layers = hidden_layers or None  # PyTerrier takes an empty sequence for one of transformers
+        # PyTerrier takes an empty sequence for one of transformers.
+        self.hidden_layers = None if hidden_layers is None or np.size(hidden_layers) == 0 else hidden_layers
         self.batch_size = batch_size
         self.text_field = text_field
         self.title_field = title_field
         self.verbose = verbose
-        self._own_llm: FrozenLLM | None = None
+        self._backbone: FrozenLLM | None = None
         self._settings()  # a wrong value is refused here, not in the middle of a run
+
+    __hash__ = object.__hash__  # PyTerrier's follows the repr, which settings change
 
     def __repr__(self) -> str:
         depth = "" if self.depth is None else f", depth={self.depth}"
@@ -110,13 +114,17 @@ class AttentionHeadScorer(pt.Transformer):
         pt.validate.result_frame(inp, extra_columns=["query", *fields], context=self)
         settings = self._settings()
         columns = {name: object_column(len(inp)) for name in self._columns()}
+        if self.features and "features" in inp.columns:
+            raise ValueError("there is a column 'features' already, which features=True would overwrite")
+        # What an earlier scorer wrote speaks of its own reading.
+        inp = inp.drop(columns=["head_scores_raw", "hidden_state"], errors="ignore")
         if not inp.empty:
-            hidden_layers = self.hidden_layers or ()
+            hidden_layers = self._layers()
             needed = layers_needed(self.heads)
             if needed is not None:
                 needed = max([needed, *(layer + 1 for layer in hidden_layers)])
-            self._own_llm = FrozenLLM.of(self.llm, max_layers=needed, reuse=self._own_llm)
-            reader = ListReader(self._own_llm, self.heads, settings, hidden_layers=hidden_layers)
+            self._backbone = FrozenLLM.of(self.llm, max_layers=needed, reuse=self._backbone)
+            reader = ListReader(self._backbone, self.heads, settings, hidden_layers=hidden_layers)
             self._fill(inp, reader, columns)
         return inp.assign(**columns)
 
@@ -140,18 +148,26 @@ class AttentionHeadScorer(pt.Transformer):
                 columns["head_scores"][row] = vectors[i]
                 columns["head_reading"][row] = reading
                 if self.raw:
-                    columns["head_scores_raw"][row] = scores.raw[i]
+                    columns["head_scores_raw"][row] = scores.raw[i].copy()
                 if self.features:
-                    columns["features"][row] = vectors[i]
+                    columns["features"][row] = vectors[i].copy()
                 if hidden is not None:
                     columns["hidden_state"][row] = hidden
 
     def _columns(self) -> list[str]:
-        asked = {"head_scores_raw": self.raw, "features": self.features, "hidden_state": self.hidden_layers is not None}
+        asked = {"head_scores_raw": self.raw, "features": self.features, "hidden_state": len(self._layers()) > 0}
         return ["head_scores", "head_reading", *(name for name, wanted in asked.items() if wanted)]
+
+    def _layers(self) -> tuple[int, ...]:
+        try:
+            return () if self.hidden_layers is None else tuple(operator.index(layer) for layer in self.hidden_layers)
+        except TypeError:
+            raise ValueError(f"hidden_layers is a sequence of layers, got {self.hidden_layers!r}") from None
 
     def _settings(self) -> ReadingSettings:
         check_numbers(self.depth, self.batch_size)
+        FrozenLLM.of(self.llm)
+        self._layers()
         if not is_all(self.heads):
             parse_heads(self.heads)
         settings = resolve_settings({name: getattr(self, name) for name in SETTING_NAMES})

@@ -155,7 +155,8 @@ def paper_settings(method: str) -> dict[str, object]:
 
     Returns:
         ``prompt``, ``document_order``, ``document_attention``, ``calibrate`` and ``token_filter`` as in the method's
-        own code. Truncation is not among them: the papers cut at 300 or 400 words, not at tokens.
+        own code. Truncation is not among them: the papers cut at 300 or 400 words, not at tokens. CoRe's code for
+        Mistral ends a document's span with its text: ``replace(settings["prompt"], span_overhang=0)``.
     """
     if method not in _PAPER_ORDER:
         raise ValueError(f"there are no paper settings {method!r}; known: {', '.join(_PAPER_ORDER)}")

@@ -32,5 +32,6 @@ class DocumentTokens:
         mean = self.sum(tokens) / self._counts.clamp(min=1)
         deviation = tokens - mean[..., self._document]
         variance = self.sum(deviation**2) / (self._counts - 1).clamp(min=1)
-        kept = deviation >= -2 * variance.sqrt()[..., self._document]
+        variance = variance[..., self._document]
+        kept = (deviation >= -2 * variance.sqrt()) | (variance == 0)
         return self.sum(tokens * kept)

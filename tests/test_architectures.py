@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from pyterrier_routehead import document_attention as document_attention_module
-from pyterrier_routehead.attention import UnsupportedArchitectureError
+from pyterrier_routehead.errors import UnsupportedArchitectureError
 from pyterrier_routehead.fingerprint import same_weights
 from pyterrier_routehead.heads import Head, all_heads
 from pyterrier_routehead.kernel import ListScores, ListTooLongError, score_lists
@@ -22,7 +22,7 @@ from pyterrier_routehead.llm import FrozenLLM
 from pyterrier_routehead.prompt import Candidate, DocumentBlock, ListPrompt, PromptBuilder
 from pyterrier_routehead.template import DEFAULT_TEMPLATE
 from reference import ReferenceScores, reference_scores
-from tiny import ARCHITECTURES, HEADS, LAYERS, permuted, random_ids, random_prompt, tiny_model
+from tiny import ARCHITECTURES, HEADS, LAYERS, VOCABULARY, permuted, random_ids, random_prompt, tiny_model
 
 PATTERNS = ("listwise", "blockwise")
 ALL = all_heads(LAYERS, HEADS)
@@ -215,6 +215,45 @@ def test_a_model_loaded_in_part_gives_what_the_whole_gives(architecture, shared_
         close(one.hidden[2], other.hidden[2], 1e-4)
 
 
+DEPTH_COUNTS = {
+    # each residual is scaled by the number of layers
+    "MiniCPM3": {
+        name: ARCHITECTURES["DeepseekV3"][name]
+        for name in ("num_key_value_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
+    },
+    # one matrix holds the ids' inputs to all layers; the last layers reuse the keys and values of earlier ones
+    "Gemma3nText": {
+        "num_hidden_layers": 6,
+        "intermediate_size": [48] * 6,
+        "activation_sparsity_pattern": [0.0] * 6,
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "num_kv_shared_layers": 2,
+        "sliding_window": 16,
+        "head_dim": 8,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "laurel_rank": 8,
+    },
+}
+"""Architectures whose first layers are others in a model of fewer layers."""
+
+
+@pytest.mark.parametrize("architecture", DEPTH_COUNTS)
+def test_loading_in_part_keeps_what_depends_on_the_depth(architecture, tokenizer, tmp_path):
+    model = tiny_model(architecture, **DEPTH_COUNTS[architecture])
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    expected = score(FrozenLLM(model, tokenizer=tokenizer), PROMPTS[0], SOME)
+    assert_same(score(FrozenLLM(tmp_path, dtype="float32", max_layers=3), PROMPTS[0], SOME), expected)
+
+
+def test_hidden_states_of_several_streams_are_refused(tokenizer):
+    llm = FrozenLLM(tiny_model("Gemma3nText", **DEPTH_COUNTS["Gemma3nText"]), tokenizer=tokenizer)
+    assert score(llm, PROMPTS[0], SOME).raw.any()
+    with pytest.raises(UnsupportedArchitectureError, match="Gemma3nTextModel"):
+        score(llm, PROMPTS[0], SOME, hidden_layers=[1])
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("architecture", ["Llama", "Mistral", "Gemma2"])
 def test_prompts_longer_than_the_rows_taken_at_a_time(architecture, pattern, shared_llm, shared_model):
@@ -248,14 +287,18 @@ def test_built_prompts_in_both_document_orders(document_order, pattern, shared_l
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("architecture", ["Llama", "Gemma2", "GPT2"])
-def test_blocks_and_prefixes_without_tokens(architecture, pattern, shared_llm, shared_model):
-    llm, eager = shared_llm(architecture), shared_model(architecture, attention="eager")
-    nothing = DocumentBlock([], 0, 0)
-    some = [DocumentBlock(random_ids(random.Random(6), 5), 1, 5), DocumentBlock([9, 8], 0, 1)]
-    for prefix, blocks in ([4, 5], [nothing, *some, nothing]), ([], [*some, nothing]), ([4, 5], [nothing]):
-        prompt = ListPrompt(prefix, blocks, list(range(len(blocks))), [30, 31, 32], [30, 40])
-        expected = reference_scores(eager, prompt, SOME, pattern)
-        close(score(llm, prompt, SOME, document_attention=pattern).raw, expected.raw)
+@pytest.mark.parametrize(
+    ("prefix", "lengths"),
+    [([4, 5], [0, 5, 2, 0]), ([], [5, 2]), ([], [0, 5, 0]), ([4, 5], [0]), ([4], [60, 0, 1])],
+    ids=str,
+)
+def test_blocks_and_prefixes_without_tokens(architecture, pattern, prefix, lengths, shared_llm, shared_model):
+    generator = random.Random(6)
+    blocks = [DocumentBlock(random_ids(generator, length), min(1, length), length) for length in lengths]
+    prompt = ListPrompt(prefix, blocks, list(range(len(blocks))), [30, 31, 32], [30, 40])
+    scores = score(shared_llm(architecture), prompt, SOME, document_attention=pattern)
+    eager = shared_model(architecture, attention="eager")
+    close(scores.raw, reference_scores(eager, prompt, SOME, pattern).raw)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

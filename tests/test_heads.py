@@ -31,7 +31,7 @@ def test_no_heads_and_heads_named_twice():
 def test_all_needs_a_shape():
     assert resolve_heads("all", 2, 2) == ((0, 0), (0, 1), (1, 0), (1, 1))
     assert layers_needed("all") is None
-    with pytest.raises(ValueError, match="no head 2-0 in a model of 2 layers with 2 heads"):
+    with pytest.raises(ValueError, match="no head 2-0 among 2 layers with 2 heads"):
         resolve_heads("1-1,2-0", 2, 2)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,15 @@ from pyterrier_routehead import (
     FrozenLLM,
     Head,
     ICRReranker,
+    ListTooLongError,
     ReadingSettings,
     StaticHeadReranker,
+    get_template,
     paper_settings,
 )
-from pyterrier_routehead.kernel import ListTooLongError, score_lists
+from pyterrier_routehead.kernel import score_lists
 from pyterrier_routehead.prompt import Candidate, PromptBuilder
+from tiny import tiny_model
 from toys import byte_tokenizer, frame, toy_llm, two_queries
 
 SOME_HEADS = [(1, 0), (2, 3), (0, 2)]
@@ -459,13 +463,13 @@ def test_a_model_by_name_is_loaded_as_far_as_needed_and_once(llm, tmp_path):
     inp = two_queries()
     reranker = StaticHeadReranker("1-0", llm=str(tmp_path))
     first = reranker(inp)["score"]
-    loaded = reranker._own_llm
+    loaded = reranker._backbone
     assert loaded.num_layers == 2
     np.testing.assert_allclose(reranker(inp)["score"], first, atol=1e-6)
-    assert reranker._own_llm is loaded
+    assert reranker._backbone is loaded
     reranker.heads = "3-0"  # GridScan may ask for more
     reranker(inp)
-    assert reranker._own_llm.num_layers == 4
+    assert reranker._backbone.num_layers == 4
     whole = FrozenLLM(str(tmp_path), dtype="float32")
     StaticHeadReranker("1-0", llm=whole)(inp)
     assert whole.num_layers == 4
@@ -476,6 +480,120 @@ def test_identity_equality_and_short_reprs(llm):
     assert repr(StaticHeadReranker("1-0,2-1", llm=llm)) == "StaticHeadReranker('1-0,2-1')"
     assert repr(AttentionHeadScorer(depth=5)) == "AttentionHeadScorer('all', depth=5)"
     assert repr(StaticHeadReranker([(0, i) for i in range(9)])) == "StaticHeadReranker(<9 heads>)"
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def test_other_weights_under_the_same_name_are_refused(llm, tmp_path):
+    folder = saved(llm.model, tmp_path)
+    scored = AttentionHeadScorer(llm=FrozenLLM(folder, dtype="float32"))(two_queries())
+    assert len(ICRReranker(llm=FrozenLLM(folder))(scored)) == len(ICRReranker(llm=folder)(scored)) == 8
+    saved(tiny_model("Llama", tie_word_embeddings=True, initializer_range=0.2), tmp_path)
+    for other in (folder, FrozenLLM(folder)):
+        with pytest.raises(ValueError, match="which is not"):
+            ICRReranker(llm=other)(scored)
+
+
+def test_vectors_of_a_part_are_no_sum_of_the_whole(llm):
+    part = FrozenLLM(llm.model, tokenizer=llm.tokenizer, max_layers=2)
+    scored = AttentionHeadScorer(llm=part)(two_queries())
+    with pytest.raises(ValueError, match="lacks 8 of 16 heads"):
+        ICRReranker(llm=llm)(scored)
+    assert len(ICRReranker(llm=part)(scored)) == 8
+
+
+def test_vectors_of_models_loaded_to_unlike_depths_mix(llm, tmp_path):
+    folder = saved(llm.model, tmp_path)
+    shallow, deep = (AttentionHeadScorer(heads, llm=folder)(two_queries()) for heads in ("0-0,1-0", "0-0,3-0"))
+    mixed = pd.concat([shallow.iloc[:2], deep.iloc[2:]])
+    expected = StaticHeadReranker("0-0")(deep)["score"]
+    np.testing.assert_allclose(StaticHeadReranker("0-0")(mixed)["score"], expected, atol=1e-6)
+
+
+def test_a_model_by_name_does_not_take_over_a_users_object(llm, tmp_path):
+    folder = saved(llm.model, tmp_path)
+    own = FrozenLLM(folder, dtype="float16")
+    reranker = StaticHeadReranker(SOME_HEADS, llm=own)
+    reranker(two_queries())
+    reranker.llm = folder
+    reranker(two_queries())
+    assert reranker._backbone is not own
+    assert own.weights_dtype == "float16"
+
+
+def test_what_an_earlier_scorer_wrote_does_not_stay(llm):
+    first = AttentionHeadScorer(llm=llm, raw=True, hidden_layers=[1])(two_queries())
+    second = AttentionHeadScorer("1-0,2-3", llm=llm)(first)
+    assert "head_scores_raw" not in second
+    assert "hidden_state" not in second
+    with pytest.raises(ValueError, match="'features'"):
+        AttentionHeadScorer(llm=llm, features=True)(first.assign(features=None))
+
+
+@pytest.mark.parametrize("layers", [np.array([0]), np.array([0, 1]), (1,), [np.int64(1)]])
+def test_hidden_layers_of_any_kind(llm, layers):
+    out = AttentionHeadScorer(SOME_HEADS, llm=llm, hidden_layers=layers)(two_queries())
+    assert out["hidden_state"].iloc[0].shape == (len(layers), 32)
+
+
+def test_hidden_layers_that_are_none(llm):
+    assert "hidden_state" not in AttentionHeadScorer(llm=llm, hidden_layers=[])(two_queries())
+    with pytest.raises(ValueError, match="hidden_layers is a sequence"):
+        AttentionHeadScorer(llm=llm, hidden_layers=1)
+
+
+def test_numbers_of_numpy_and_heads_read_only_once(llm):
+    reranker = StaticHeadReranker(
+        zip([1, 2], [0, 3], strict=True), llm=llm, max_doc_tokens=np.int64(9), calibrate=np.bool_(False)
+    )
+    expected = StaticHeadReranker("1-0,2-3", llm=llm, max_doc_tokens=9, calibrate=False)(two_queries())["score"]
+    np.testing.assert_allclose(reranker(two_queries())["score"], expected, atol=1e-6)
+    assert ReadingSettings(calibrate=False).token_filter == "none"
+    for wrong in ({"calibrate": "no"}, {"max_doc_tokens": True}, {"max_doc_tokens": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ReadingSettings(**wrong)
+
+
+def test_categorical_and_missing_qids(llm):
+    inp = two_queries()
+    expected = ICRReranker(llm=llm)(inp)["score"]
+    categorical = inp.assign(qid=pd.Categorical(inp["qid"], ["q0", "q2", "q1"]))
+    np.testing.assert_allclose(ICRReranker(llm=llm)(categorical)["score"], expected, atol=1e-6)
+    named = inp.set_index("qid", drop=False)
+    np.testing.assert_allclose(ICRReranker(llm=llm)(named)["score"], expected, atol=1e-6)
+    with pytest.raises(ValueError, match="'qid' has a missing value in row 1"):
+        ICRReranker(llm=llm)(inp.assign(qid=["q1", None, *inp["qid"][2:]]))
+
+
+def test_scores_of_the_tail_stay_below_whatever_the_scale(llm):
+    out = StaticHeadReranker(SOME_HEADS, llm=llm, depth=2, first_stage_weight=1e18)(two_queries())
+    for _, own in out.groupby("qid"):
+        assert own["score"].iloc[2:].is_monotonic_decreasing
+        assert own["score"].iloc[2:].max() < own["score"].iloc[:2].min()
+        assert own["score"].nunique() == len(own)
+
+
+def test_first_stage_scores_below_the_depth_do_not_matter(llm):
+    inp = frame({"q1": ["cats", "dogs", "rain"]}).assign(score=[2.0, 1.0, None])
+    assert np.isfinite(StaticHeadReranker(SOME_HEADS, llm=llm, depth=2, first_stage_weight=1.0)(inp)["score"]).all()
+
+
+def test_a_template_that_differs_says_in_what(llm):
+    scored = AttentionHeadScorer(llm=llm)(two_queries())
+    changed = replace(get_template("default"), null_query="")
+    with pytest.raises(ValueError, match=r"'default' with null_query=''.*'default' with null_query='N/A'"):
+        ICRReranker(prompt=changed)(scored)
+
+
+def test_transformers_can_be_keys_whatever_is_set(llm):
+    reranker = ICRReranker(llm=llm)
+    kept = {reranker: 1}
+    reranker.depth = 5
+    assert kept[reranker] == 1
 
 
 def test_retriever_cache_is_the_cache_to_use(llm, tmp_path):

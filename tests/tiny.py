@@ -72,11 +72,33 @@ ARCHITECTURES = {
         },
     },
     "Exaone4": {"layer_types": _ALTERNATING, "sliding_window": 16},
+    "DeepseekV3": {  # values of another size than keys; experts
+        "num_key_value_heads": HEADS,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 10,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    },
+    "Gemma4Text": {  # full layers with larger heads; ids go into every layer
+        "layer_types": _ALTERNATING,
+        "sliding_window": 16,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+    },
 }
 """What is particular to each architecture's attention, away from its defaults: windows shorter than the prompts,
 scaling other than 1/sqrt(head size), positions."""
 
-_BASE_MODEL = {"Gemma3Text": "Gemma3TextModel"}
 _CAUSAL_LM = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
 
 
@@ -92,8 +114,7 @@ def tiny_model(architecture: str, *, attention: str | None = None, causal_lm: bo
     config = tiny_config(architecture, **changes)
     if attention is not None:
         config._attn_implementation = attention
-    names = _CAUSAL_LM if causal_lm else _BASE_MODEL
-    name = names.get(architecture, architecture + ("ForCausalLM" if causal_lm else "Model"))
+    name = _CAUSAL_LM.get(architecture, f"{architecture}ForCausalLM") if causal_lm else f"{architecture}Model"
     with torch.random.fork_rng():
         torch.manual_seed(7)
         return getattr(transformers, name)(config).float().eval()
