@@ -15,6 +15,7 @@ import pyterrier as pt
 from pyterrier_pisa import PisaIndex, PisaStemmer
 
 from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, ICRReranker, StaticHeadReranker
+from pyterrier_routehead.default_model import packaged_gguf
 from pyterrier_routehead.fingerprint import shown
 
 DATASET = "irds:beir/scifact/test"
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the table to this CSV file")
     args = parser.parse_args()
 
-    llm = FrozenLLM(args.model)
+    llm = FrozenLLM(args.model or packaged_gguf())  # the hub's SmolLM2 has other weights than the GGUF
     candidates = first_stage() % args.depth
     scorer = AttentionHeadScorer(
         llm=llm, document_attention=args.attention, title_field="title", verbose=True
@@ -75,12 +76,13 @@ def main() -> None:
         round={"nDCG@10": 4, "RR@10": 4, "R@20": 4, "mrt": 0},
     )
     print(f"\nSciFact test, {len(topics)} queries, BM25 top {args.depth}, {args.attention}")
-    print(f"{llm.name}, weights {shown(llm.fingerprint)}")
+    print(f"{llm.name}, weights {shown(llm.fingerprint)}, {llm.weights_dtype}")
     print(f"{llm.document_passes} document passes for {len(systems) - 1} re-rankers; mrt in ms, the pass included")
     with pd.option_context("display.width", 200, "display.max_columns", None):
         print(table.to_string(index=False))
     if args.output:
-        table.to_csv(args.output, index=False)
+        described = {"model": llm.name, "weights": shown(llm.fingerprint), "dtype": llm.weights_dtype}
+        table.assign(attention=args.attention, **described).to_csv(args.output, index=False)
 
 
 if __name__ == "__main__":

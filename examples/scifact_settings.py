@@ -19,27 +19,28 @@ import pyterrier as pt
 from scipy.stats import spearmanr
 
 from pyterrier_routehead import FrozenLLM, ReadingSettings
+from pyterrier_routehead.default_model import packaged_gguf
+from pyterrier_routehead.fingerprint import shown
 from pyterrier_routehead.frames import candidate_lists, documents, query_text, standardised
 from pyterrier_routehead.reader import CandidateList, ListReader
 from scifact import DATASET, first_stage, middle_third
 
 PASSES = {
     # name: settings, dtype, queries. One pass gives the scores of all systems below.
-    "list-wise, best last": (ReadingSettings(), "auto", 300),
-    "list-wise, best first": (ReadingSettings(document_order="best_first"), "auto", 300),
-    "block-wise": (ReadingSettings(document_attention="blockwise"), "auto", 300),
+    "list-wise, best last": (ReadingSettings(), "bfloat16", 300),
+    "list-wise, best first": (ReadingSettings(document_order="best_first"), "bfloat16", 300),
+    "block-wise": (ReadingSettings(document_attention="blockwise"), "bfloat16", 300),
     "list-wise, best last, fp32": (ReadingSettings(), "float32", 50),
 }
 SYSTEMS = ("ICR, filter sum", "ICR, filter head", "middle third, filter head", "middle third + BM25")
 
 
-def read_pass(frame: pd.DataFrame, settings: ReadingSettings, dtype: str, label: str) -> tuple[dict, float]:
-    """Scores of every system, by qid, for the lists in a frame; and seconds a query."""
-    llm = FrozenLLM(dtype=dtype)
+def read_pass(frame: pd.DataFrame, settings: ReadingSettings, dtype: str, label: str) -> tuple[dict, dict]:
+    """Scores of every system, by qid, for the lists in a frame; and what was read, with seconds per query."""
+    llm = FrozenLLM(packaged_gguf(), dtype=dtype)  # the hub's SmolLM2 has other weights than the GGUF
     reader = ListReader(llm, "all", settings)
     static = reader.reading.columns(middle_third(llm.num_layers, llm.num_heads))
-    weights = next(llm._load().decoder.parameters())
-    key = hashlib.sha256(repr((llm.fingerprint, settings, str(weights.dtype))).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((llm.fingerprint, settings, f"torch.{llm.weights_dtype}")).encode()).hexdigest()[:16]
     kept = Path(pt.io.pyterrier_home()) / "routehead" / "scifact-settings" / f"{key}.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)
     done = {}
@@ -67,7 +68,9 @@ def read_pass(frame: pd.DataFrame, settings: ReadingSettings, dtype: str, label:
                 file.flush()
                 done[candidates.qid, docnos] = row
             found[candidates.qid] = done[candidates.qid, docnos]
-    return found, float(np.median([row["seconds"] for row in found.values()]))
+    seconds = float(np.median([row["seconds"] for row in found.values()]))
+    what = {"model": llm.name, "weights": shown(llm.fingerprint), "dtype": llm.weights_dtype}
+    return found, {"seconds per query": seconds, **what}
 
 
 def as_run(frame: pd.DataFrame, found: dict, system: str) -> pd.DataFrame:
@@ -100,13 +103,12 @@ def main() -> None:
     rows.append({"reading": "-", "system": "BM25", "queries": frame.qid.nunique(), **baseline})
     for label, (settings, dtype, queries) in PASSES.items():
         few = frame[frame.qid.isin(topics.qid.head(queries))]
-        passes[label], seconds = read_pass(few, settings, dtype, label)
+        passes[label], what = read_pass(few, settings, dtype, label)
         for system in SYSTEMS:
             run = as_run(few, passes[label], system)
             judged = qrels[qrels.qid.isin(few.qid)]
             values = {str(k): v for k, v in pt.Evaluate(run, judged, metrics=measures).items()}
-            row = {"reading": label, "system": system, "queries": few.qid.nunique(), **values}
-            rows.append({**row, "seconds a query": seconds})
+            rows.append({"reading": label, "system": system, "queries": few.qid.nunique(), **values, **what})
         print(pd.DataFrame(rows).round(4).to_string(index=False), flush=True)
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,11 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from pyterrier_routehead import attention as attention_module
 from pyterrier_routehead import document_attention as document_attention_module
-from pyterrier_routehead.errors import UnsupportedArchitectureError
+from pyterrier_routehead.errors import ListTooLongError, UnsupportedArchitectureError
 from pyterrier_routehead.fingerprint import same_weights
 from pyterrier_routehead.heads import Head, all_heads
-from pyterrier_routehead.kernel import ListScores, ListTooLongError, score_lists
+from pyterrier_routehead.kernel import ListScores, score_lists
 from pyterrier_routehead.llm import FrozenLLM
 from pyterrier_routehead.prompt import Candidate, DocumentBlock, ListPrompt, PromptBuilder
 from pyterrier_routehead.template import DEFAULT_TEMPLATE
@@ -118,9 +119,12 @@ def test_reference_has_the_models_own_masks(case):
         close(own.filtered, case.expected[0].filtered, 1e-12)
 
 
-def test_some_heads_are_those_columns_of_all_heads(case):
-    scores = score(case.llm, PROMPTS[0], SOME, document_attention=case.document_attention)
-    assert_same(scores, case.scores[0], [ALL.index(head) for head in SOME])
+@pytest.mark.parametrize("heads", [SOME, random.Random(1).sample(ALL, 7), random.Random(2).sample(ALL, 16)], ids=len)
+def test_some_heads_are_those_columns_of_all_heads(case, heads, monkeypatch):
+    for logits_at_a_time in (attention_module._LOGITS_AT_A_TIME, 1, 8000):
+        monkeypatch.setattr(attention_module, "_LOGITS_AT_A_TIME", logits_at_a_time)
+        scores = score(case.llm, PROMPTS[0], heads, document_attention=case.document_attention)
+        assert_same(scores, case.scores[0], [ALL.index(head) for head in heads])
 
 
 def test_shallow_heads_are_the_same_without_the_deeper_layers(case):
@@ -263,6 +267,22 @@ def test_prompts_longer_than_the_rows_taken_at_a_time(architecture, pattern, sha
     expected = reference_scores(shared_model(architecture, attention="eager"), prompt, SOME, pattern)
     close(scores.raw, expected.raw)
     close(scores.filtered[expected.filtered_sure], expected.filtered[expected.filtered_sure])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("architecture", ["Mistral", "Gemma2"])
+def test_lists_about_as_long_as_the_window(architecture, pattern, shared_llm, shared_model):
+    llm, eager = shared_llm(architecture), shared_model(architecture, attention="eager")
+    window = eager.config.sliding_window
+    for documents in range(window - 2, window + 3):
+        generator = random.Random(documents)
+        prefix, ids = random_ids(generator, 4), random_ids(generator, documents - 4)
+        blocks = [ids[:5], ids[5:]] if pattern == "listwise" else [ids, ids[:3]]
+        prompt = ListPrompt(
+            prefix, [DocumentBlock(own, 0, len(own)) for own in blocks], [0, 1], [30, 31, 32], [30, 40]
+        )
+        scores = score(llm, prompt, document_attention=pattern)
+        assert_equals_reference(scores, reference_scores(eager, prompt, ALL, pattern))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

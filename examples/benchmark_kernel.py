@@ -1,7 +1,7 @@
 """Time and peak memory of scoring one candidate list, next to what it can be compared with.
 
-    python benchmarks/kernel.py             # prints the table
-    python benchmarks/kernel.py --output    # and writes benchmarks/results/kernel-<device>.csv
+    python examples/benchmark_kernel.py             # prints the table
+    python examples/benchmark_kernel.py --output    # and writes examples/results/kernel-<device>.csv
 
 Measured on SmolLM2-135M, in the dtype that FrozenLLM picks, with targets beside:
 
@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from measuring import Table, in_turns, matrix_peak, peak_memory
 
+from measuring import Table, in_turns, matrix_peak, peak_memory
 from pyterrier_routehead.default_model import default_source
 from pyterrier_routehead.heads import Head, all_heads
 from pyterrier_routehead.kernel import score_lists
