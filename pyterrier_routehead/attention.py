@@ -35,7 +35,8 @@ ATTENTION_NAME = "routehead"
 _under_way: ContextVar["DocumentPass | TailPass | None"] = ContextVar("routehead_pass", default=None)
 
 _FAR = 1 << 24
-_LOGITS_AT_A_TIME = 1 << 25
+# A GPU wants few large products, a CPU such as stay in its cache.
+_LOGITS_AT_A_TIME, _LOGITS_AT_A_TIME_ON_CPU = 1 << 25, 1 << 20
 
 
 class ForwardDone(Exception):  # noqa: N818 - not an error: it ends a forward that has given all that is needed
@@ -312,15 +313,16 @@ class TailPass:
     def _head_groups(self, index: int, query: torch.Tensor, key: torch.Tensor) -> list[dict[int, list[Head]]]:
         """A layer's chosen heads by the key-value head that they share, in batches that are read at once.
 
-        Groups of a batch have equally many heads, and its fp32 logits take some 128 MB at most where one group does.
+        Groups of a batch have equally many heads, and its fp32 logits are limited where one group keeps the limit.
         """
+        most = _LOGITS_AT_A_TIME_ON_CPU if key.device.type == "cpu" else _LOGITS_AT_A_TIME
         by_group: dict[int, list[Head]] = {}
         for head in sorted(self.heads[index]):
             by_group.setdefault(head.head * key.shape[0] // query.shape[0], []).append(head)
         batches = []
         for size in sorted({len(heads) for heads in by_group.values()}):
             alike = [group for group, heads in by_group.items() if len(heads) == size]
-            at_once = max(1, _LOGITS_AT_A_TIME // (size * query.shape[1] * key.shape[1]))
+            at_once = max(1, most // (size * query.shape[1] * key.shape[1]))
             for start in range(0, len(alike), at_once):
                 batches.append({group: by_group[group] for group in alike[start : start + at_once]})
         return batches

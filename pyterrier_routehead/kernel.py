@@ -4,8 +4,8 @@ The whole method in one function: encode the documents once; run the query's tai
 them; read the few rows; reduce to documents.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,7 +13,10 @@ from .attention import DocumentPass, EncodedDocuments, ListAttention, TailPass
 from .errors import ListTooLongError, UnsupportedArchitectureError
 from .heads import Head
 from .llm import FrozenLLM
-from .prompt import ListPrompt
+from .prompt import DocumentBlock, ListPrompt
+
+TOKENS_AT_A_TIME = 2048
+"""Tokens of blocks that a CPU encodes in one pass: the activations of many more fall out of its cache."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def score_lists(
         check_length(llm, prompt.length(document_attention))
     documents = EncodedDocuments(list(prompts), document_attention)
     tails = TailPass(documents, heads, calibrate=calibrate, hidden_layers=hidden_layers, device=llm.input_device)
-    llm.forward(DocumentPass(documents, tails.deepest))
+    _encode(llm, documents, tails.deepest)
     llm.document_passes += len(prompts)
     llm.forward(tails)
     return [
@@ -102,6 +105,39 @@ def check_length(llm: FrozenLLM, length: int) -> None:
             f"{llm.architecture} cannot be read beyond {llm.fixed_rope_length} positions, where its rotary frequencies "
             f"begin to depend on the length; the prompt takes {length}"
         )
+
+
+def _encode(llm: FrozenLLM, documents: EncodedDocuments, deepest: int) -> None:
+    """Encode the documents, in one pass unless their number makes several quicker."""
+    apart = documents.document_attention == "blockwise" and llm.input_device.type == "cpu"
+    if not apart or documents.spans[-1].stop <= TOKENS_AT_A_TIME:
+        llm.forward(DocumentPass(documents, deepest))
+        return
+    import torch
+
+    # Blocks do not see each other, so some can go first; each pass encodes the few tokens of the prefix again.
+    for prompt in documents.prompts:
+        for i, blocks in enumerate(_in_parts(prompt.blocks, TOKENS_AT_A_TIME)):
+            part = EncodedDocuments([replace(prompt, blocks=blocks)], documents.document_attention)
+            llm.forward(DocumentPass(part, deepest))
+            new = slice(len(prompt.prefix) if i else 0, None)
+            for whole, own in ((documents.keys, part.keys), (documents.values, part.values)):
+                for layer, states in own.items():
+                    whole.setdefault(layer, []).append(states[:, :, new])
+    for states in (documents.keys, documents.values):
+        for layer, parts in states.items():
+            states[layer] = torch.cat(parts, dim=2)
+
+
+def _in_parts(blocks: list[DocumentBlock], tokens: int) -> Iterator[list[DocumentBlock]]:
+    """Blocks in order, in parts of some tokens at most where one block does not take more."""
+    part: list[DocumentBlock] = []
+    for block in blocks:
+        if part and sum(len(own.ids) for own in part) + len(block.ids) > tokens:
+            yield part
+            part = []
+        part.append(block)
+    yield part
 
 
 def _list_scores(read: ListAttention, prompt: ListPrompt, heads: Sequence[Head], calibrate: bool) -> ListScores:

@@ -278,9 +278,7 @@ def test_lists_about_as_long_as_the_window(architecture, pattern, shared_llm, sh
         generator = random.Random(documents)
         prefix, ids = random_ids(generator, 4), random_ids(generator, documents - 4)
         blocks = [ids[:5], ids[5:]] if pattern == "listwise" else [ids, ids[:3]]
-        prompt = ListPrompt(
-            prefix, [DocumentBlock(own, 0, len(own)) for own in blocks], [0, 1], [30, 31, 32], [30, 40]
-        )
+        prompt = ListPrompt(prefix, [DocumentBlock(own, 0, len(own)) for own in blocks], [0, 1], [30, 31, 32], [30, 40])
         scores = score(llm, prompt, document_attention=pattern)
         assert_equals_reference(scores, reference_scores(eager, prompt, ALL, pattern))
 
@@ -299,9 +297,7 @@ def test_built_prompts_in_both_document_orders(document_order, pattern, shared_l
     candidates = [Candidate("The light could be seen from afar.", "Rock"), Candidate(""), Candidate("Ships. " * 20)]
     prompt = builder.build("who was the keeper?", candidates)
     scores = score(llm, prompt, document_attention=pattern)
-    assert_equals_reference(
-        scores, reference_scores(shared_model("Llama", attention="eager"), prompt, ALL, pattern)
-    )
+    assert_equals_reference(scores, reference_scores(shared_model("Llama", attention="eager"), prompt, ALL, pattern))
     assert not scores.raw[1].any()  # the empty text
 
 
@@ -593,24 +589,31 @@ def test_a_model_on_disk_is_refused(folder, device_map, tmp_path):
 # Refusals
 
 
-REFUSED = {
-    "GptOss": ({"layer_types": ["full_attention"] * LAYERS, "num_local_experts": 2, "head_dim": 8}, "attention sinks"),
-    "Bloom": ({"n_layer": LAYERS, "n_head": HEADS}, "attention registry"),
-    "Falcon": ({}, "attention registry"),
-    "Mpt": ({"d_model": 32, "n_heads": HEADS, "n_layers": LAYERS}, "attention registry"),
-    "T5": ({"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": HEADS}, "decoder-only"),
-    "Bert": ({}, "no plain stack of layers"),
-    "Llama4Text": ({"num_local_experts": 2, "attention_chunk_size": 16, "head_dim": 8}, "mask is neither causal"),
-    "Lfm2": ({"layer_types": ["conv", "full_attention"] * (LAYERS // 2)}, "some layers have no attention"),
+_LLAMA4 = {"num_local_experts": 2, "head_dim": 8, "attention_chunk_size": 16}
+
+REFUSED = [
+    ("GptOss", {"layer_types": ["full_attention"] * LAYERS, "num_local_experts": 2, "head_dim": 8}, "attention sinks"),
+    ("Bloom", {"n_layer": LAYERS, "n_head": HEADS}, "attention registry"),
+    ("Falcon", {}, "attention registry"),
+    ("Mpt", {"d_model": 32, "n_heads": HEADS, "n_layers": LAYERS}, "attention registry"),
+    ("T5", {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": HEADS}, "decoder-only"),
+    ("Bert", {}, "no plain stack of layers"),
+    ("Llama4Text", _LLAMA4, "mask is neither causal"),
+    # its queries are scaled by their place in the sequence of a call, not by their position
+    ("Llama4Text", {**_LLAMA4, "layer_types": ["full_attention"] * LAYERS, "floor_scale": 8}, "cannot be read"),
+    ("Lfm2", {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)}, "some layers have no attention"),
     # a state-space model beside each layer's attention
-    "FalconH1": ({"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}, "cannot be read"),
-    "DiffLlama": ({}, "cannot be read"),  # differential attention: two calls a layer
-}
+    (
+        "FalconH1",
+        {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+        "see each other by more than attention",
+    ),
+    ("DiffLlama", {}, "calls attention more than once"),
+]
 
 
-@pytest.mark.parametrize("architecture", REFUSED)
-def test_what_cannot_be_read_exactly_is_refused_by_name(architecture, tokenizer):
-    changes, reason = REFUSED[architecture]
+@pytest.mark.parametrize(("architecture", "changes", "reason"), REFUSED, ids=[f"{a}: {r}" for a, _, r in REFUSED])
+def test_what_cannot_be_read_exactly_is_refused_by_name(architecture, changes, reason, tokenizer):
     model = tiny_model(architecture, **changes)
     before = snapshot(model)
     with pytest.raises(UnsupportedArchitectureError, match=rf"^{type(model).__name__}\b.*{reason}"):
