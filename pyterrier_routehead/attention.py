@@ -54,6 +54,9 @@ class Visibility:
     window: int | None
     plain: bool = True
 
+    def __getitem__(self, rows: object) -> "Visibility":
+        return self  # some architectures (Gemma4) slice the mask to the rows at hand
+
 
 def layer_visibility(
     *, mask_function: Callable[..., torch.Tensor], local_size: int | None = None, **_: object

@@ -47,11 +47,20 @@ def check_readable(llm: "FrozenLLM") -> None:
         llm.forward(tails)
         if len(tails.lists[0].raw) < len(heads):
             raise UnsupportedArchitectureError(f"{llm.architecture} cannot be read: some layers have no attention")
+        if not all(torch.isfinite(key).all() for key in tails.keys.values()):
+            raise UnsupportedArchitectureError(
+                f"{llm.architecture} cannot be read in {llm.weights_dtype}, where it is not finite: try another dtype"
+            )
         if all(_close(whole.keys[i][:, :, 3:5], key[:, :, :2], i) for i, key in tails.keys.items()):
-            return
-    raise UnsupportedArchitectureError(
-        f"{llm.architecture} cannot be read: its tokens see each other by more than attention"
-    )
+            break
+    else:
+        raise UnsupportedArchitectureError(
+            f"{llm.architecture} cannot be read: its tokens see each other by more than attention"
+        )
+    if llm.scales_by_row:
+        raise UnsupportedArchitectureError(
+            f"{llm.architecture} cannot be read: it scales queries by their row in the input, not by their position"
+        )
 
 
 def _prompt(start: int, document: list[int], tail: list[int]) -> ListPrompt:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from .default_model import ModelSource, default_source, packaged_gguf, packaged_source
 from .errors import UnsupportedArchitectureError
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
 
     from .attention import DocumentPass, TailPass
     from .encoding import TextEncoder
-
-
-# One lock a decoder, since several FrozenLLMs may share a loaded model, whose attention is switched during a pass.
-_locks: "WeakKeyDictionary[object, threading.RLock]" = WeakKeyDictionary()
-_locks_guard = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -98,6 +92,7 @@ class FrozenLLM:
         self._made_by_name = False
         self._source: ModelSource | None = None
         self._loaded: LoadedModel | None = None
+        self._unchecked: LoadedModel | None = None
         self._lock = threading.RLock()
 
     @classmethod
@@ -146,13 +141,13 @@ class FrozenLLM:
         return f"FrozenLLM({'' if self.model is None else repr(str(getattr(self.model, 'name', self.model)))})"
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_loaded", "_lock", "_source")}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_loaded", "_unchecked", "_lock", "_source")}
         if _is_live(self.model):
             state["model"], state["tokenizer"] = _LiveModelGone(_live_name(self.model)), None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _loaded=None, _source=None, _lock=threading.RLock())
+        self.__dict__.update(state, _loaded=None, _unchecked=None, _source=None, _lock=threading.RLock())
 
     def __copy__(self) -> "FrozenLLM":
         return self  # frozen: a copy would only load the weights twice
@@ -218,6 +213,11 @@ class FrozenLLM:
         return str(self._load().decoder.dtype).removeprefix("torch.")
 
     @property
+    def scales_by_row(self) -> bool:
+        """Whether queries are scaled by their row in the input, whatever their position (Llama 4)."""
+        return bool(getattr(self._load().decoder.config, "attn_temperature_tuning", False))
+
+    @property
     def context_length(self) -> int | None:
         """How many positions the model was made for; None if its configuration does not say."""
         return getattr(self._load().decoder.config, "max_position_embeddings", None)
@@ -249,7 +249,7 @@ class FrozenLLM:
         device = self.input_device
         ids = torch.tensor([this_pass.ids], device=device)
         positions = torch.tensor([this_pass.positions], device=device)
-        with _lock_of(loaded.decoder), torch.inference_mode(), self._prepared(loaded, this_pass), under_way(this_pass):
+        with loaded.lock, torch.inference_mode(), self._prepared(loaded, this_pass), under_way(this_pass):
             try:
                 # All-ones mask: without one, transformers takes positions that start anew for packed training examples.
                 whole = torch.ones_like(ids)
@@ -305,17 +305,18 @@ class FrozenLLM:
         return self._source
 
     def _load(self) -> LoadedModel:
-        if self._loaded is None:
-            with self._lock:
-                if self._loaded is None:
-                    with quiet_transformers():
-                        self._loaded = self._open()
-                        try:
-                            self._check()
-                        except BaseException:
-                            self._loaded = None
-                            raise
-        return self._loaded
+        if self._loaded is not None:
+            return self._loaded
+        with self._lock:
+            if self._loaded is None and self._unchecked is None:
+                with quiet_transformers():
+                    self._unchecked = self._open()
+                    try:
+                        self._check()
+                        self._loaded = self._unchecked
+                    finally:
+                        self._unchecked = None
+            return self._loaded or self._unchecked  # the latter while this thread checks it
 
     def _open(self) -> LoadedModel:
         if _is_live(self.model):
@@ -343,11 +344,6 @@ class FrozenLLM:
         except Exception as error:
             what = f"trying a few tokens failed with {type(error).__name__}: {error}"
             raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {what}") from error
-
-
-def _lock_of(decoder: "PreTrainedModel") -> "threading.RLock":
-    with _locks_guard:
-        return _locks.setdefault(decoder, threading.RLock())
 
 
 def _hidden_state_hook(this_pass: "TailPass", index: int) -> Callable[..., None]:

@@ -4,9 +4,11 @@ Only the decoder below the language-model head is kept, together with its stack 
 """
 
 import copy
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from .default_model import DEFAULT_MODEL, ModelSource, require_gguf
 from .encoding import TextEncoder
@@ -30,6 +32,7 @@ class LoadedModel:
         total_layers: how many layers the whole model has, whether loaded or not.
         num_heads: attention (query) heads per layer.
         fingerprint: a hash per layer, once it has been asked for.
+        lock: to hold during a pass, which switches the attention of whatever shares the decoder's configuration.
     """
 
     name: str
@@ -39,6 +42,16 @@ class LoadedModel:
     total_layers: int
     num_heads: int
     fingerprint: tuple[str, ...] | None = None
+    lock: "threading.RLock" = field(init=False)
+
+    def __post_init__(self) -> None:
+        with _locks_guard:
+            self.lock = _locks.setdefault(id(self.decoder.config), threading.RLock())
+
+
+# By the configuration's id; a lock goes when the last model that holds it goes.
+_locks: "WeakValueDictionary[int, threading.RLock]" = WeakValueDictionary()
+_locks_guard = threading.Lock()
 
 
 def adopt_model(

@@ -1,13 +1,16 @@
 """The kernel's own choices of how much to do at once change nothing."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+from transformers import LlamaModel
 
-from pyterrier_routehead import attention, kernel
+from pyterrier_routehead import FrozenLLM, UnsupportedArchitectureError, attention, kernel
 from pyterrier_routehead.heads import all_heads
 from pyterrier_routehead.prompt import DocumentBlock
-from tiny import random_prompt
-from toys import toy_llm
+from tiny import random_prompt, tiny_config, tiny_model
+from toys import byte_tokenizer, toy_llm
 
 PROMPTS = [random_prompt(1, [30, 4, 25, 60, 1, 9]), random_prompt(2, [12, 50], best_last=True)]
 
@@ -35,6 +38,25 @@ def test_parts_keep_all_blocks_in_order():
     assert [len(part) for part in parts] == [1, 1, 2, 1]
     assert [block for part in parts for block in part] == blocks
     assert list(kernel._in_parts([], 5)) == [[]]
+
+
+def test_two_models_of_one_configuration_in_two_threads():
+    config = tiny_config("Llama")
+    llms = [FrozenLLM(LlamaModel(config).eval(), tokenizer=byte_tokenizer()) for _ in range(2)]
+    expected = [scores(llm)[0].raw for llm in llms]
+    before = config._attn_implementation
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda i: scores(llms[i % 2])[0].raw, range(20)))
+    for i, own in enumerate(found):
+        np.testing.assert_allclose(own, expected[i % 2], atol=1e-6)
+    assert config._attn_implementation == before
+
+
+def test_what_is_not_finite_says_so():
+    model = tiny_model("Llama").half()
+    model.layers[1].mlp.down_proj.weight.data.mul_(1e5)
+    with pytest.raises(UnsupportedArchitectureError, match="LlamaModel cannot be read in float16, where it is not"):
+        scores(FrozenLLM(model, tokenizer=byte_tokenizer()))
 
 
 @pytest.mark.parametrize("logits", [1, 1 << 12, 1 << 30])
