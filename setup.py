@@ -50,6 +50,6 @@ setup(
         "gguf": GGUF,
         "pisa": PISA,
         "plots": PLOTS,
-        "dev": ["pytest>=8", "hypothesis", "ruff", "psutil", "bitsandbytes", *GGUF, *PISA, *PLOTS],
+        "dev": ["pytest>=8", "hypothesis", "ruff", "psutil", "bitsandbytes", "pyterrier-caching", *GGUF, *PISA, *PLOTS],
     },
 )

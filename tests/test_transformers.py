@@ -596,6 +596,7 @@ def test_transformers_can_be_keys_whatever_is_set(llm):
     assert kept[reranker] == 1
 
 
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # the cache's own
 def test_retriever_cache_is_the_cache_to_use(llm, tmp_path):
     caching = pytest.importorskip("pyterrier_caching")
     inp = two_queries()
