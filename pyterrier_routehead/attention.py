@@ -140,18 +140,18 @@ class EncodedDocuments:
     @cached_property
     def spans(self) -> list[slice]:
         """Where each list lies in the packed sequence."""
-        ends = _running_ends(len(p.prefix) + sum(len(b.ids) for b in p.blocks) for p in self.prompts)
+        ends = _running_ends(len(p.prefix) + sum(p.block_lengths) for p in self.prompts)
         return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
 
     def positions(self, prompt: ListPrompt) -> list[int]:
         """Position of every token of a list's documents."""
         pattern = DOCUMENT_ATTENTION[self.document_attention]
-        return pattern.positions(len(prompt.prefix), [len(block.ids) for block in prompt.blocks])
+        return pattern.positions(len(prompt.prefix), prompt.block_lengths)
 
     def tail_position(self, prompt: ListPrompt) -> int:
         """Position of the first token of a list's tails."""
         pattern = DOCUMENT_ATTENTION[self.document_attention]
-        return pattern.tail_position(len(prompt.prefix), [len(block.ids) for block in prompt.blocks])
+        return pattern.tail_position(len(prompt.prefix), prompt.block_lengths)
 
 
 class DocumentPass:
@@ -185,7 +185,7 @@ class DocumentPass:
                 key[:, :, span],
                 value[:, :, span],
                 len(prompt.prefix),
-                [len(block.ids) for block in prompt.blocks],
+                prompt.block_lengths,
             )
             for prompt, span in zip(self.documents.prompts, self.documents.spans, strict=True)
         ]

@@ -31,6 +31,7 @@ class TextEncoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
+        self._separators: dict[PromptTemplate, tuple[str, list[int]]] = {}
 
     def markup(self, text: str) -> list[int]:
         """Ids of a piece of markup inside a prompt; control strings become control tokens."""
@@ -61,9 +62,12 @@ class TextEncoder:
         a full stop and the line breaks after it). Where none achieves this it is ``"\n\n"``, and the prompt's ids are
         those of its pieces, not those of the whole string encoded at once.
         """
-        candidates = _SEPARATORS if template.separator is None else (template.separator,)
-        found = [(text, self._separator_ids(text, template)) for text in candidates]
-        return next((pair for pair in found if self._stands_alone(*pair, template)), found[0])
+        if template not in self._separators:
+            candidates = _SEPARATORS if template.separator is None else (template.separator,)
+            found = [(text, self._separator_ids(text, template)) for text in candidates]
+            chosen = next((pair for pair in found if self._stands_alone(*pair, template)), found[0])
+            self._separators[template] = chosen  # the search takes hundreds of encodings
+        return self._separators[template]
 
     def chat(self, template: PromptTemplate) -> ChatMarkup:
         """The markup around the user's turn: by hand, from the papers' code, or from the tokenizer's own template."""

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .prompt import Candidate
+from .reader import CandidateList
 from .reading import Reading
 
 
@@ -58,6 +59,16 @@ def query_text(frame: pd.DataFrame, candidates: CandidateRows) -> str:
     if len(texts) > 1:
         raise ValueError(f"query {candidates.qid!r}: column 'query' has {len(texts)} different texts")
     return texts.pop()
+
+
+def candidate_texts(
+    frame: pd.DataFrame, candidates: CandidateRows, depth: int | None, text_field: str, title_field: str | None
+) -> CandidateList:
+    """Query and documents of a list, down to a depth."""
+    top = candidates.rows[:depth]
+    return CandidateList(
+        candidates.qid, query_text(frame, candidates), documents(frame, top, text_field, title_field)
+    )
 
 
 def documents(frame: pd.DataFrame, rows: np.ndarray, text_field: str, title_field: str | None) -> list[Candidate]:

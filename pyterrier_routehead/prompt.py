@@ -5,6 +5,7 @@ once with the query and once with the content-free query. By construction no pla
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 from .encoding import TextEncoder
 from .template import PromptTemplate
@@ -52,13 +53,18 @@ class ListPrompt:
     query: list[int]
     null: list[int]
 
+    @property
+    def block_lengths(self) -> list[int]:
+        """Tokens of each block, in prompt order."""
+        return [len(block.ids) for block in self.blocks]
+
     def length(self, document_attention: str) -> int:
         """How many positions the prompt takes: what must not exceed the model's context.
 
         List-wise this is the number of its tokens; block-wise all blocks stand side by side, so it is the prefix, the
         longest block and the longer tail.
         """
-        lengths = [len(block.ids) for block in self.blocks]
+        lengths = self.block_lengths
         documents = sum(lengths) if document_attention == "listwise" else max(lengths, default=0)
         return len(self.prefix) + documents + max(len(self.query), len(self.null))
 
@@ -89,6 +95,7 @@ class PromptBuilder:
         self.document_order = document_order
         self.document_attention = document_attention
         self.max_doc_tokens = max_doc_tokens
+        self._tag_ids = cache(encoder.markup)  # the same few tags in every list
         self._chat = encoder.chat(template)
         separator, self._separator_ids = encoder.separator(template)
         self._prefix = encoder.start(self._chat.prefix + template.introduction) + self._separator_ids
@@ -109,8 +116,8 @@ class PromptBuilder:
 
     def _tag(self, number: int) -> list[int]:
         if self.document_attention == "blockwise":
-            return self.encoder.markup(self.template.block_tag)
-        return self.encoder.markup(self.template.document_tag.format(number=number))
+            return self._tag_ids(self.template.block_tag)
+        return self._tag_ids(self.template.document_tag.format(number=number))
 
     def _block(self, tag: list[int], text: list[int]) -> DocumentBlock:
         start = 0 if self.template.span == "document" else len(tag)

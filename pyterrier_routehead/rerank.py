@@ -11,11 +11,10 @@ import pyterrier as pt
 from .frames import (
     CandidateRows,
     candidate_lists,
+    candidate_texts,
     check_finite,
     check_numbers,
-    documents,
     first_stage_scores,
-    query_text,
     standardised,
     vector_rows,
     with_tail,
@@ -184,11 +183,10 @@ class StaticHeadReranker(pt.Transformer):
             if self._peeked is None or self._peeked[0] is not self.llm:
                 self._peeked = self.llm, model_identity(FrozenLLM.of(self.llm).peek())
             reading.check_model(self._peeked[1])
-            if is_all(heads) and isinstance(self.llm, FrozenLLM) and self.llm.max_layers is not None:
-                used = min(self.llm.max_layers, reading.model.num_layers)
-                heads = all_heads(used, reading.model.num_heads)
-            elif is_all(heads):
-                heads = all_heads(reading.model.num_layers, reading.model.num_heads)
+            if is_all(heads):
+                limit = self.llm.max_layers if isinstance(self.llm, FrozenLLM) else None
+                layers = reading.model.num_layers
+                heads = all_heads(layers if limit is None else min(limit, layers), reading.model.num_heads)
         return reading.columns(heads)
 
     # From text
@@ -201,7 +199,7 @@ class StaticHeadReranker(pt.Transformer):
         warned = False
         for start in range(0, len(lists), self.batch_size):
             batch = lists[start : start + self.batch_size]
-            texts = [self._candidate_list(inp, candidates) for candidates in batch]
+            texts = [candidate_texts(inp, own, self.depth, self.text_field, self.title_field) for own in batch]
             prompts = [reader.prompt(candidates) for candidates in texts]
             too_long = [reader.overflows(prompt) for prompt in prompts]
             for candidates, prompt, slides in zip(texts, prompts, too_long, strict=True):
@@ -222,12 +220,6 @@ class StaticHeadReranker(pt.Transformer):
                     )
                 yield self._slide(inp, rows, candidates, prompt, reader)
 
-    def _candidate_list(self, inp: pd.DataFrame, candidates: CandidateRows) -> CandidateList:
-        top = candidates.rows[: self.depth]
-        return CandidateList(
-            candidates.qid, query_text(inp, candidates), documents(inp, top, self.text_field, self.title_field)
-        )
-
     def _slide(
         self,
         inp: pd.DataFrame,
@@ -237,7 +229,7 @@ class StaticHeadReranker(pt.Transformer):
         reader: ListReader,
     ) -> np.ndarray:
         lengths = np.zeros(len(prompt.blocks), dtype=int)
-        lengths[prompt.order] = [len(block.ids) for block in prompt.blocks]
+        lengths[prompt.order] = prompt.block_lengths
         budget = reader.llm.context_length - (prompt.length("listwise") - lengths.sum())
         for row, length in zip(rows.rows, lengths, strict=False):
             if length > budget:

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .frames import candidate_lists, check_finite, check_numbers, documents, object_column, query_text
+from .frames import candidate_lists, candidate_texts, check_finite, check_numbers, object_column
 from .heads import HeadsLike, describe_heads, is_all, kept_heads, layers_needed, parse_heads
 from .llm import FrozenLLM
-from .reader import CandidateList, ListReader
+from .reader import ListReader
 from .reading import SETTING_NAMES, ReadingSettings, resolve_settings
 from .template import PromptTemplate
 
@@ -130,21 +130,17 @@ class AttentionHeadScorer(pt.Transformer):
 
     def _fill(self, inp: pd.DataFrame, reader: ListReader, columns: dict[str, np.ndarray]) -> None:
         found = candidate_lists(inp)
-        rows = [candidates.rows[: self.depth] for candidates in found]
-        lists = [
-            CandidateList(own.qid, query_text(inp, own), documents(inp, top, self.text_field, self.title_field))
-            for own, top in zip(found, rows, strict=True)
-        ]
+        lists = [candidate_texts(inp, own, self.depth, self.text_field, self.title_field) for own in found]
         reading, settings = reader.reading, reader.settings
         scored = reader.read(lists, self.batch_size)
         if self.verbose:
             scored = pt.tqdm(scored, total=len(lists), unit="q", desc=str(self))
-        for (candidates, scores), top in zip(scored, rows, strict=True):
+        for (candidates, scores), own in zip(scored, found, strict=True):
             vectors = scores.vectors(calibrate=settings.calibrate, token_filter=settings.token_filter)
             check_finite(vectors, candidates.qid)
             states = [scores.hidden[layer] for layer in reader.hidden_layers]
             hidden = np.stack(states) if states else None
-            for i, row in enumerate(top):
+            for i, row in enumerate(own.rows[: self.depth]):
                 columns["head_scores"][row] = vectors[i]
                 columns["head_reading"][row] = reading
                 if self.raw:
