@@ -34,6 +34,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["pyterrier_routehead", "pyterrier_routehead.*"]),
     package_data={"pyterrier_routehead": ["py.typed"]},
+    entry_points={"pyterrier.artifact": ["head_set.json = pyterrier_routehead:HeadSet"]},
     zip_safe=False,
     install_requires=[
         "python-terrier",
@@ -42,6 +43,7 @@ setup(
         "transformers>=5",
         "pandas>=2.2",
         "numpy",
+        "scipy",
         "safetensors",
         "ir_datasets",
         "ir_measures",

@@ -3,7 +3,10 @@
 The method, from top to bottom, is the order of the modules; each imports only from those above it:
 
 =======================  ==============================================================================
+``version``              the package's version
 ``errors``               errors that callers may want to catch
+``splits``               training and validation queries that give nothing away about the test queries
+``criteria``             how well each head ranks a judged list
 ``heads``                a head is a (layer, head) pair, written ``"layer-head"``
 ``template``             how a list is put to the model: prompt templates and the papers' presets
 ``encoding``             text to token ids, markup apart from data
@@ -17,40 +20,66 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``loading``              opens a model and takes its decoder apart
 ``check``                tries on a few tokens whether a model can be read exactly
 ``llm``                  `FrozenLLM`: the frozen model, run up to the deepest head that is needed
+``scores``               `ListScores`: head scores of one list, as numbers
 ``kernel``               head scores of candidate lists
+``store``                `HeadScoreStore`: head scores on disk
 ``reading``              what a vector of head scores speaks of
+``head_set``             `HeadSet`: heads that rank well and where they come from, to be shared
+``published``            head lists from the papers' own repositories
+``plots``                heat maps and overlaps of head sets
 ``reader``               reads head scores for candidate lists under some settings
 ``frames``               between PyTerrier's frames and candidate lists
 ``windows``              lists that do not fit into one prompt
 ``scorer``               `AttentionHeadScorer`: head scores as a column
 ``rerank``               `StaticHeadReranker` and `ICRReranker`
+``detect``               `CoReHeadReranker` and `QRHeadReranker`: heads found by ``fit``
 =======================  ==============================================================================
 
 Importing the package loads neither torch nor transformers: they come with the first use of a model.
 """
 
-from .errors import ListTooLongError, UnsupportedArchitectureError
+from .criteria import CRITERIA, Criterion, core_criterion
+from .detect import CoReHeadReranker, QRHeadReranker
+from .errors import ListTooLongError, MismatchError, StoreError, UnsupportedArchitectureError
+from .head_set import Detection, HeadSet
 from .heads import Head
 from .llm import FrozenLLM
+from .plots import plot_heads, plot_overlap
+from .published import PUBLISHED, published_heads
 from .reading import Reading, ReadingSettings
 from .rerank import ICRReranker, StaticHeadReranker
 from .scorer import AttentionHeadScorer
+from .store import HeadScoreStore
 from .template import ChatMarkup, PromptTemplate, get_template, paper_settings
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
+    "CRITERIA",
+    "PUBLISHED",
     "AttentionHeadScorer",
     "ChatMarkup",
+    "CoReHeadReranker",
+    "Criterion",
+    "Detection",
     "FrozenLLM",
     "Head",
+    "HeadScoreStore",
+    "HeadSet",
     "ICRReranker",
     "ListTooLongError",
+    "MismatchError",
     "PromptTemplate",
+    "QRHeadReranker",
     "Reading",
     "ReadingSettings",
     "StaticHeadReranker",
+    "StoreError",
     "UnsupportedArchitectureError",
+    "__version__",
+    "core_criterion",
     "get_template",
     "paper_settings",
+    "plot_heads",
+    "plot_overlap",
+    "published_heads",
 ]

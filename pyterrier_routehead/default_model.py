@@ -49,6 +49,14 @@ def packaged_gguf() -> Path | None:
     return None
 
 
+def names_packaged_gguf(model: object) -> bool:
+    """Whether a model's name means the packaged GGUF file: its path, or its bare name as results and files call it."""
+    if not str(model).endswith(".gguf"):
+        return False
+    bare = str(model) == _GGUF_FILE and not Path(_GGUF_FILE).exists()
+    return packaged_gguf() is not None and (bare or Path(str(model)) == packaged_gguf())
+
+
 def converted(gguf: Path) -> Path:
     """A GGUF file as a folder of safetensors (fp32) and tokenizer files, which loads a hundred times faster.
 

@@ -7,3 +7,11 @@ class ListTooLongError(ValueError):
 
 class UnsupportedArchitectureError(ValueError):
     """A model whose attention cannot be read exactly; the message names the architecture and the reason."""
+
+
+class StoreError(ValueError):
+    """A store of head scores, or a file in one, that cannot be read; the message names it."""
+
+
+class MismatchError(ValueError):
+    """A head set or head scores that do not belong to a model or to a way of reading; the message names both sides."""

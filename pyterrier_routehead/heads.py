@@ -4,7 +4,7 @@ A head is a (layer, head) pair, both counted from 0, written ``"layer-head"`` as
 (QRHead, arXiv 2506.09944; CoRe, arXiv 2510.02219).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 
@@ -77,9 +77,9 @@ def resolve_heads(heads: HeadsLike, num_layers: int, num_heads: int) -> tuple[He
     return named
 
 
-def kept_heads(heads: HeadsLike) -> HeadsLike:
+def kept_heads(heads: HeadsLike | None) -> HeadsLike | None:
     """Heads as an argument to keep: what can be read only once becomes a list."""
-    return heads if isinstance(heads, str) else list(heads)
+    return list(heads) if isinstance(heads, Iterator) else heads
 
 
 def layers_needed(heads: HeadsLike) -> int | None:

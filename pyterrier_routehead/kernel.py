@@ -5,7 +5,7 @@ them; read the few rows; reduce to documents.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,39 +14,10 @@ from .errors import ListTooLongError, UnsupportedArchitectureError
 from .heads import Head
 from .llm import FrozenLLM
 from .prompt import DocumentBlock, ListPrompt
+from .scores import ListScores
 
 TOKENS_AT_A_TIME = 2048
 """Tokens of blocks that a CPU encodes in one pass: the activations of many more fall out of its cache."""
-
-
-@dataclass(frozen=True)
-class ListScores:
-    """Head scores of one candidate list. Rows are candidates in the order given, columns the heads in theirs.
-
-    Attributes:
-        raw: attention that the query rows pay to a document: mean over rows, sum over its tokens. float32
-            [documents, heads].
-        null: the same for the content-free query; None without calibration.
-        filtered: calibrated (raw less null, token by token), after the 2-sigma token filter per head; None without
-            calibration.
-        summed: calibrated, summed over the heads, then filtered: float32 [documents]. ICR's score, not additive over
-            heads; None without calibration.
-        hidden: mean hidden state of the query rows after each layer asked for, float32 [hidden size].
-    """
-
-    raw: np.ndarray
-    null: np.ndarray | None
-    filtered: np.ndarray | None
-    summed: np.ndarray | None
-    hidden: dict[int, np.ndarray]
-
-    def vectors(self, *, calibrate: bool, token_filter: str | None) -> np.ndarray:
-        """Scores per head under some settings, float32 [documents, heads]; not for ``token_filter='sum'``."""
-        if token_filter == "sum":
-            raise ValueError("token_filter='sum' has no scores per head: use summed")
-        if not calibrate:
-            return self.raw
-        return self.filtered if token_filter == "head" else self.raw - self.null
 
 
 def score_lists(

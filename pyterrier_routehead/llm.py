@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .default_model import ModelSource, default_source, packaged_gguf, packaged_source
+from .default_model import ModelSource, default_source, names_packaged_gguf, packaged_source
 from .errors import UnsupportedArchitectureError
 from .fingerprint import layer_hash
 from .loading import LoadedModel, adopt_model, load_model
@@ -97,13 +97,19 @@ class FrozenLLM:
 
     @classmethod
     def of(
-        cls, llm: "FrozenLLM | str | None", *, max_layers: int | None = None, reuse: "FrozenLLM | None" = None
+        cls,
+        llm: "FrozenLLM | str | None",
+        *,
+        max_layers: int | None = None,
+        revision: str | None = None,
+        reuse: "FrozenLLM | None" = None,
     ) -> "FrozenLLM":
         """What an ``llm=`` parameter means: the object itself, or a model by name, loaded with so many layers.
 
         Args:
             llm: the parameter.
             max_layers: how many layers are needed of a model by name; None for all.
+            revision: of a model by name.
             reuse: what an earlier call gave; returned again if it was made here and still serves.
         """
         if isinstance(llm, FrozenLLM):
@@ -113,11 +119,11 @@ class FrozenLLM:
                 f"llm is a FrozenLLM, a model's name or None, got {type(llm).__name__}: "
                 "wrap a loaded model as FrozenLLM(model, tokenizer=...)"
             )
-        if reuse is not None and reuse._made_by_name and reuse.model == llm:
+        if reuse is not None and reuse._made_by_name and (reuse.model, reuse.revision) == (llm, revision):
             loaded = reuse.max_layers
             if loaded is None or (max_layers is not None and max_layers <= loaded):
                 return reuse
-        made = cls(llm, max_layers=max_layers)
+        made = cls(llm, max_layers=max_layers, revision=revision)
         made._made_by_name = True
         return made
 
@@ -298,7 +304,7 @@ class FrozenLLM:
         if self._source is None:
             if self.model is None:
                 self._source = default_source()
-            elif str(self.model).endswith(".gguf") and Path(self.model) == packaged_gguf():
+            elif names_packaged_gguf(self.model):
                 self._source = packaged_source()  # converted already, or now
             else:
                 self._source = ModelSource(str(self.model), str(self.model))

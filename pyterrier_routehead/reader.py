@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .heads import Head, HeadsLike, is_all, resolve_heads
+from .heads import Head, HeadsLike, all_heads, is_all, resolve_heads
 from .llm import FrozenLLM
 from .prompt import Candidate, ListPrompt, PromptBuilder
 from .reading import ModelIdentity, Reading, ReadingSettings
 
 if TYPE_CHECKING:
-    from .kernel import ListScores
+    from .scores import ListScores
+    from .store import HeadScoreStore
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,25 @@ class ListReader:
         heads: heads to read.
         settings: prompt, order, document attention, truncation, calibration and filter.
         hidden_layers: layers after which to read the mean hidden state of the query rows.
+        store: where to look scores up first and to keep what had to be read: all heads of the layers that run,
+            calibrated. Not used with ``token_filter="sum"``, which needs the attention on single tokens.
     """
 
     def __init__(
-        self, llm: FrozenLLM, heads: HeadsLike, settings: ReadingSettings, *, hidden_layers: Sequence[int] = ()
+        self,
+        llm: FrozenLLM,
+        heads: HeadsLike,
+        settings: ReadingSettings,
+        *,
+        hidden_layers: Sequence[int] = (),
+        store: "HeadScoreStore | None" = None,
     ) -> None:
         self.llm = llm
         self._all = is_all(heads)
         self.heads: tuple[Head, ...] = resolve_heads(heads, llm.num_layers, llm.num_heads)
         self.settings = settings
         self.hidden_layers = tuple(hidden_layers)
+        self.store = None if settings.token_filter == "sum" else store
         self._builder = PromptBuilder(
             settings.prompt,
             llm.encoder,
@@ -71,7 +81,24 @@ class ListReader:
             yield from zip(batch, self.score(prompts), strict=True)
 
     def score(self, prompts: Sequence[ListPrompt]) -> list["ListScores"]:
-        """Scores of some prompts, read in one pass."""
+        """Scores of some prompts: from the store, or read in one pass."""
+        if self.store is None:
+            return self._run(prompts, self.heads, self.settings.calibrate)
+        from .store import store_key
+
+        layers = max(layer for layer in (*(head.layer for head in self.heads), *self.hidden_layers)) + 1
+        stored = all_heads(layers, self.llm.num_heads)
+        keys = [store_key(self.llm, prompt, self.settings.document_attention) for prompt in prompts]
+        found = [self.store.get(key, layers, self.hidden_layers) for key in keys]
+        missing = [i for i, scores in enumerate(found) if scores is None]
+        read = self._run([prompts[i] for i in missing], stored, True)
+        for i, scores in zip(missing, read, strict=True):
+            self.store.put(keys[i], scores, layers)
+            found[i] = scores
+        columns = [head.layer * self.llm.num_heads + head.head for head in self.heads]
+        return [scores.of_heads(columns) for scores in found]
+
+    def _run(self, prompts: Sequence[ListPrompt], heads: Sequence[Head], calibrate: bool) -> list["ListScores"]:
         from .kernel import score_lists
 
         if not prompts:
@@ -79,9 +106,9 @@ class ListReader:
         return score_lists(
             self.llm,
             prompts,
-            self.heads,
+            heads,
             document_attention=self.settings.document_attention,
-            calibrate=self.settings.calibrate,
+            calibrate=calibrate,
             hidden_layers=self.hidden_layers,
         )
 
@@ -104,4 +131,4 @@ class ListReader:
 
 def model_identity(llm: FrozenLLM) -> ModelIdentity:
     """Which model this is; loads it."""
-    return ModelIdentity(llm.name, llm.fingerprint, llm.total_layers, llm.num_heads)
+    return ModelIdentity(llm.name, llm.fingerprint, llm.total_layers, llm.num_heads, llm.revision)

@@ -6,15 +6,16 @@ uses the vectors looks heads up by name and refuses what was read otherwise than
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from .errors import MismatchError
 from .fingerprint import same_weights, shown
 from .heads import Head, HeadsLike, is_all, resolve_heads
 from .prompt import DOCUMENT_ATTENTIONS, DOCUMENT_ORDERS
-from .template import DEFAULT_TEMPLATE, PromptTemplate, get_template
+from .template import DEFAULT_TEMPLATE, ChatMarkup, PromptTemplate, get_template
 
 TOKEN_FILTERS = ("head", "sum", "none")
 
@@ -68,9 +69,43 @@ class ReadingSettings:
 SETTING_NAMES = tuple(field.name for field in fields(ReadingSettings))
 
 
-def resolve_settings(given: Mapping[str, Any]) -> ReadingSettings:
-    """Settings set by hand (those that are not None), and for the rest the package's defaults."""
-    return ReadingSettings(**_by_hand(given))
+def resolve_settings(given: Mapping[str, Any], fallback: Mapping[str, Any] | None = None) -> ReadingSettings:
+    """Settings set by hand (those that are not None), for the rest a head set's, and else the package's defaults."""
+    own = settings_by_hand(given)
+    settings = {**(fallback or {}), **own}
+    # The default of the filter follows calibration, also where calibration alone was set by hand.
+    if "calibrate" in own and "token_filter" not in own:
+        settings.pop("token_filter", None)
+    return ReadingSettings(**settings)
+
+
+def settings_to_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, some may be left out, as plain JSON values. Templates are written out in full."""
+    return {name: asdict(value) if name == "prompt" else value for name, value in settings.items()}
+
+
+def settings_from_json(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`settings_to_json` has written.
+
+    Raises:
+        ValueError: for settings that this version does not know.
+    """
+    settings = dict(said)
+    if unknown := set(settings) - set(SETTING_NAMES):
+        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
+    if "prompt" in settings:
+        template = dict(settings["prompt"])
+        if isinstance(template.get("chat"), Mapping):
+            template["chat"] = ChatMarkup(**template["chat"])
+        settings["prompt"] = PromptTemplate(**template)
+    return settings
+
+
+def shown_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """For a message: the settings that differ, with both values."""
+    differing = [name for name in SETTING_NAMES if found.get(name) != expected.get(name)]
+    pairs = {name: shown_pair(found.get(name), expected.get(name)) for name in differing}
+    return ", ".join(f"{name}={own} instead of {wanted}" for name, (own, wanted) in pairs.items())
 
 
 @dataclass(frozen=True)
@@ -82,12 +117,14 @@ class ModelIdentity:
         fingerprint: a hash per layer over its weights, for the layers that were loaded.
         num_layers: layers of the whole model.
         num_heads: heads per layer.
+        revision: branch, tag or commit on the hub, if one was given.
     """
 
     name: str
     fingerprint: tuple[str, ...]
     num_layers: int
     num_heads: int
+    revision: str | None = None
 
     def is_same(self, other: "ModelIdentity") -> bool:
         """Whether shape and weights agree (in the layers that both have loaded), whatever the names."""
@@ -95,7 +132,8 @@ class ModelIdentity:
         return shapes[0] == shapes[1] and same_weights(self.fingerprint, other.fingerprint)
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.num_layers} x {self.num_heads} heads, weights {shown(self.fingerprint)})"
+        weights = f"weights {shown(self.fingerprint)}" if self.fingerprint else "weights unknown"
+        return f"{self.name} ({self.num_layers} x {self.num_heads} heads, {weights})"
 
 
 @dataclass(frozen=True)
@@ -140,13 +178,13 @@ class Reading:
         """Refuse settings set by hand that differ from how the vectors were read.
 
         Raises:
-            ValueError: naming the setting and both values.
+            MismatchError: naming the setting and both values.
         """
-        for name, value in _by_hand(given).items():
+        for name, value in settings_by_hand(given).items():
             own = getattr(self.settings, name)
             if value != own:
-                value, own = _shown(value, own)
-                raise ValueError(f"{name}={value} was asked for, but head_scores was read with {own}")
+                value, own = shown_pair(value, own)
+                raise MismatchError(f"{name}={value} was asked for, but head_scores was read with {own}")
 
     def same_but_heads(self, other: "Reading") -> bool:
         """Whether vectors of both may stand in one list: the same model, read the same way."""
@@ -156,20 +194,21 @@ class Reading:
         """Refuse another model than the one that was read.
 
         Raises:
-            ValueError: naming both.
+            MismatchError: naming both.
         """
         if not self.model.is_same(model):
-            raise ValueError(f"head_scores was read from {self.model}, which is not {model}")
+            raise MismatchError(f"head_scores was read from {self.model}, which is not {model}")
 
 
-def _by_hand(given: Mapping[str, Any]) -> dict[str, Any]:
+def settings_by_hand(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings among some arguments that are not None, templates by name looked up."""
     chosen = {name: value for name, value in given.items() if name in SETTING_NAMES and value is not None}
     if "prompt" in chosen:
         chosen["prompt"] = get_template(chosen["prompt"])
     return chosen
 
 
-def _shown(value: object, other: object) -> tuple[str, str]:
+def shown_pair(value: object, other: object) -> tuple[str, str]:
     """Two unlike values for a message: templates by name, and where that is the same by the field that differs."""
     if not isinstance(value, PromptTemplate) or not isinstance(other, PromptTemplate):
         return repr(value), repr(other)

@@ -19,16 +19,26 @@ from .frames import (
     vector_rows,
     with_tail,
 )
+from .head_set import HeadSet
 from .heads import HeadsLike, all_heads, describe_heads, is_all, kept_heads, layers_needed, parse_heads
 from .llm import FrozenLLM
 from .reader import CandidateList, ListReader, model_identity
-from .reading import SETTING_NAMES, ModelIdentity, Reading, ReadingSettings, resolve_settings
+from .reading import (
+    SETTING_NAMES,
+    ModelIdentity,
+    Reading,
+    ReadingSettings,
+    resolve_settings,
+    settings_by_hand,
+    shown_settings,
+)
+from .store import HeadScoreStore
 from .template import PromptTemplate
 from .windows import slide_windows
 
 if TYPE_CHECKING:
-    from .kernel import ListScores
     from .prompt import ListPrompt
+    from .scores import ListScores
 
 
 class StaticHeadReranker(pt.Transformer):
@@ -49,11 +59,13 @@ class StaticHeadReranker(pt.Transformer):
     warning; scores then fall along the ranking, but only those of the last window are attention.
 
     Args:
-        heads: ``"all"``, or heads as (layer, head) pairs or ``"layer-head"`` strings.
-        llm: a :class:`FrozenLLM` to share, a model's name, or None: for SmolLM2-135M-Instruct on text, for whichever
-            model was read on head scores.
+        heads: ``"all"``, heads as (layer, head) pairs or ``"layer-head"`` strings, or a :class:`HeadSet`, which also
+            says which model it is for and how to read it.
+        llm: a :class:`FrozenLLM` to share, a model's name, or None: on head scores for whichever model was read, on
+            text for the head set's model, else for SmolLM2-135M-Instruct.
         prompt: see :class:`AttentionHeadScorer`, as for the next five. None means the value that the frame's head
-            scores were read with, else the package's default; a value that differs from the frame's is an error.
+            scores were read with, on text the head set's value, else the package's default. A value that differs from
+            the frame's is an error, one that differs from the head set's on text a warning.
         document_order: ``"best_last"`` or ``"best_first"``.
         document_attention: ``"listwise"`` or ``"blockwise"``.
         max_doc_tokens: title and text of each document are cut to so many tokens.
@@ -63,6 +75,10 @@ class StaticHeadReranker(pt.Transformer):
         depth: re-rank only so many candidates per query.
         first_stage_weight: weight of the first stage's score, added after both sides are standardised over the
             candidates of the query that are re-ranked (within a window, over those in it); 0 leaves it out.
+        allow_mismatch: use a head set with other weights of its model's shape, or on head scores that were read
+            otherwise than the set's.
+        store: a :class:`HeadScoreStore`, or the folder of one: lists found there are not read again, others are added.
+            Not used with ``token_filter="sum"``.
         batch_size: how many lists are read in one pass.
         text_field: column of the documents' text.
         title_field: column of the documents' titles, if any.
@@ -73,7 +89,7 @@ class StaticHeadReranker(pt.Transformer):
 
     def __init__(
         self,
-        heads: HeadsLike,
+        heads: HeadsLike | HeadSet,
         *,
         llm: FrozenLLM | str | None = None,
         prompt: PromptTemplate | str | None = None,
@@ -84,6 +100,8 @@ class StaticHeadReranker(pt.Transformer):
         token_filter: str | None = None,
         depth: int | None = None,
         first_stage_weight: float = 0.0,
+        allow_mismatch: bool = False,
+        store: HeadScoreStore | str | None = None,
         batch_size: int = 1,
         text_field: str = "text",
         title_field: str | None = None,
@@ -99,6 +117,8 @@ class StaticHeadReranker(pt.Transformer):
         self.token_filter = token_filter
         self.depth = depth
         self.first_stage_weight = first_stage_weight
+        self.allow_mismatch = allow_mismatch
+        self.store = store
         self.batch_size = batch_size
         self.text_field = text_field
         self.title_field = title_field
@@ -115,17 +135,14 @@ class StaticHeadReranker(pt.Transformer):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Rank anew; see the class."""
-        weighed = ["score"] if self.first_stage_weight else []
-        text = ["query", self.text_field, *([] if self.title_field is None else [self.title_field])]
-        with pt.validate.any(inp, context=self) as mode:
-            mode.result_frame(["head_scores", "head_reading", *weighed], mode="vectors")
-            # Vectors that lost their reading must not be passed over in silence.
-            mode.columns(includes=["qid", "docno", *text, *weighed], excludes=["head_scores"], mode="text")
+        has_vectors = self._has_vectors(inp)
         settings = self._settings()
         scores = np.zeros(len(inp))
         if not inp.empty:
+            if self._chosen() is None:
+                raise RuntimeError(f"{type(self).__name__} has no heads yet: fit it, or give it heads")
             lists = candidate_lists(inp)
-            scored = self._sum_vectors(inp, lists) if mode.mode == "vectors" else self._read_text(inp, lists, settings)
+            scored = self._sum_vectors(inp, lists) if has_vectors else self._read_text(inp, lists, settings)
             if self.verbose:
                 scored = pt.tqdm(scored, total=len(lists), unit="q", desc=str(self))
             for candidates, own in zip(lists, scored, strict=True):
@@ -135,14 +152,33 @@ class StaticHeadReranker(pt.Transformer):
         # An index that is named like a column would be ambiguous to add_ranks.
         return pt.model.add_ranks(out.rename_axis(index=None)).set_axis(inp.index)
 
+    def _has_vectors(self, inp: pd.DataFrame) -> bool:
+        """Whether a frame brings head scores, or else text. Refuses one that brings neither."""
+        weighed = ["score"] if self.first_stage_weight else []
+        text = ["query", self.text_field, *([] if self.title_field is None else [self.title_field])]
+        with pt.validate.any(inp, context=self) as mode:
+            mode.result_frame(["head_scores", "head_reading", *weighed], mode="vectors")
+            # Vectors that lost their reading must not be passed over in silence.
+            mode.columns(includes=["qid", "docno", *text, *weighed], excludes=["head_scores"], mode="text")
+        return mode.mode == "vectors"
+
     def _settings(self) -> ReadingSettings:
         check_numbers(self.depth, self.batch_size)
         FrozenLLM.of(self.llm)
         if not np.isfinite(self.first_stage_weight):
             raise ValueError(f"first_stage_weight is a finite number, got {self.first_stage_weight!r}")
-        if not is_all(self.heads):
-            parse_heads(self.heads)
+        heads = self._chosen()
+        if isinstance(heads, HeadSet):
+            return resolve_settings(self._given(), heads.settings)
+        if heads is not None and not is_all(heads):
+            parse_heads(heads)
         return resolve_settings(self._given())
+
+    def _chosen(self) -> HeadsLike | HeadSet | None:
+        """The heads to rank by at this moment; None where they are still to be found."""
+        if self.heads is None:
+            raise ValueError("heads are missing: 'all', a list of heads, or a HeadSet")
+        return self.heads
 
     def _given(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in SETTING_NAMES}
@@ -177,25 +213,34 @@ class StaticHeadReranker(pt.Transformer):
 
     def _columns(self, reading: Reading) -> list[int]:
         """Places of the heads in vectors of some reading, which must be one that this re-ranker may use."""
+        self._check_reading(reading)
+        heads = self._chosen()
+        if isinstance(heads, HeadSet):
+            heads.check_reading(reading, allow_mismatch=self.allow_mismatch)
+        elif self.llm is not None and is_all(heads):
+            limit = self.llm.max_layers if isinstance(self.llm, FrozenLLM) else None
+            layers = reading.model.num_layers
+            heads = all_heads(layers if limit is None else min(limit, layers), reading.model.num_heads)
+        return reading.columns(heads)
+
+    def _check_reading(self, reading: Reading) -> None:
+        """Refuse vectors read otherwise than set by hand, or from another model than ``llm``."""
         reading.check_settings(self._given())
-        heads = self.heads
         if self.llm is not None:
             if self._peeked is None or self._peeked[0] is not self.llm:
                 self._peeked = self.llm, model_identity(FrozenLLM.of(self.llm).peek())
             reading.check_model(self._peeked[1])
-            if is_all(heads):
-                limit = self.llm.max_layers if isinstance(self.llm, FrozenLLM) else None
-                layers = reading.model.num_layers
-                heads = all_heads(layers if limit is None else min(limit, layers), reading.model.num_heads)
-        return reading.columns(heads)
 
     # From text
 
     def _read_text(
         self, inp: pd.DataFrame, lists: Sequence[CandidateRows], settings: ReadingSettings
     ) -> Iterator[np.ndarray]:
-        self._backbone = FrozenLLM.of(self.llm, max_layers=layers_needed(self.heads), reuse=self._backbone)
-        reader = ListReader(self._backbone, self.heads, settings)
+        heads = self._chosen()
+        reader = self._reader(heads, settings)
+        if isinstance(heads, HeadSet):
+            self._warn_of_other_settings(heads)
+            heads.check_model(model_identity(reader.llm), allow_mismatch=self.allow_mismatch)
         warned = False
         for start in range(0, len(lists), self.batch_size):
             batch = lists[start : start + self.batch_size]
@@ -219,6 +264,25 @@ class StaticHeadReranker(pt.Transformer):
                         stacklevel=4,
                     )
                 yield self._slide(inp, rows, candidates, prompt, reader)
+
+    def _reader(self, heads: HeadsLike | HeadSet, settings: ReadingSettings) -> ListReader:
+        named = self.llm, None
+        if self.llm is None and isinstance(heads, HeadSet):
+            named = heads.model.name, heads.model.revision
+        self._backbone = FrozenLLM.of(
+            named[0], revision=named[1], max_layers=layers_needed(heads), reuse=self._backbone
+        )
+        return ListReader(self._backbone, heads, settings, store=HeadScoreStore.of(self.store))
+
+    def _warn_of_other_settings(self, heads: HeadSet) -> None:
+        own = settings_by_hand(self._given())
+        known = {name: heads.settings[name] for name in own if name in heads.settings}
+        if any(own[name] != value for name, value in known.items()):
+            own = {name: own[name] for name in known}
+            warnings.warn(
+                f"the head set's scores were read otherwise than set by hand: {shown_settings(own, known)}",
+                stacklevel=5,
+            )
 
     def _slide(
         self,
@@ -269,6 +333,7 @@ class ICRReranker(StaticHeadReranker):
         token_filter: str | None = None,
         depth: int | None = None,
         first_stage_weight: float = 0.0,
+        store: HeadScoreStore | str | None = None,
         batch_size: int = 1,
         text_field: str = "text",
         title_field: str | None = None,
@@ -285,6 +350,7 @@ class ICRReranker(StaticHeadReranker):
             token_filter=token_filter,
             depth=depth,
             first_stage_weight=first_stage_weight,
+            store=store,
             batch_size=batch_size,
             text_field=text_field,
             title_field=title_field,

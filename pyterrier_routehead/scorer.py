@@ -12,6 +12,7 @@ from .heads import HeadsLike, describe_heads, is_all, kept_heads, layers_needed,
 from .llm import FrozenLLM
 from .reader import ListReader
 from .reading import SETTING_NAMES, ReadingSettings, resolve_settings
+from .store import HeadScoreStore
 from .template import PromptTemplate
 
 
@@ -51,6 +52,8 @@ class AttentionHeadScorer(pt.Transformer):
         raw: also write ``head_scores_raw``.
         features: also write ``features``. Not with ``depth``: cut the list before the scorer instead.
         hidden_layers: layers after which to read ``hidden_state``.
+        store: a :class:`HeadScoreStore`, or the folder of one: lists found there are not read again, others are added,
+            with all heads of the layers that are run.
         batch_size: how many lists are read in one pass.
         text_field: column of the documents' text.
         title_field: column of the documents' titles, if any.
@@ -77,6 +80,7 @@ class AttentionHeadScorer(pt.Transformer):
         raw: bool = False,
         features: bool = False,
         hidden_layers: Sequence[int] | None = None,
+        store: HeadScoreStore | str | None = None,
         batch_size: int = 1,
         text_field: str = "text",
         title_field: str | None = None,
@@ -95,6 +99,7 @@ class AttentionHeadScorer(pt.Transformer):
         self.features = features
         # PyTerrier takes an empty sequence for one of transformers.
         self.hidden_layers = None if hidden_layers is None or np.size(hidden_layers) == 0 else hidden_layers
+        self.store = store
         self.batch_size = batch_size
         self.text_field = text_field
         self.title_field = title_field
@@ -124,7 +129,8 @@ class AttentionHeadScorer(pt.Transformer):
             if needed is not None:
                 needed = max([needed, *(layer + 1 for layer in hidden_layers)])
             self._backbone = FrozenLLM.of(self.llm, max_layers=needed, reuse=self._backbone)
-            reader = ListReader(self._backbone, self.heads, settings, hidden_layers=hidden_layers)
+            store = HeadScoreStore.of(self.store)
+            reader = ListReader(self._backbone, self.heads, settings, hidden_layers=hidden_layers, store=store)
             self._fill(inp, reader, columns)
         return inp.assign(**columns)
 

@@ -1,0 +1,117 @@
+"""How well each head ranks one judged list: the criteria of head detection.
+
+Each is a function of head scores, float [documents, heads] with the first stage's best candidate first, and judgements,
+numbers [documents], which gives one number per head, float64 [heads], higher for better heads; or None where the list
+tells nothing about heads. A document counts as relevant (positive) if its label is above 0; how far above matters to
+nDCG alone. All others are negatives, judged or not, and a positive is never a negative of another one. Detection takes
+the mean over lists.
+
+A criterion of one's own is a :class:`Criterion` around such a function; in :data:`CRITERIA` it is found by name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Judge = Callable[..., "np.ndarray | None"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion with its settings.
+
+    Args:
+        name: what results and files call it.
+        judge: the function, called as ``judge(scores, labels, **settings)``.
+        calibrated: whether it wants calibrated, filtered scores, or the raw attention.
+        settings: further arguments of the function.
+    """
+
+    name: str
+    judge: Judge
+    calibrated: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+        """One number per head, float64 [heads]; None for a list without a positive or without a negative."""
+        scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+        if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+            raise ValueError(f"scores are [documents, heads], labels [documents]; got {scores.shape}, {labels.shape}")
+        positive = labels > 0
+        if positive.all() or not positive.any():
+            return None
+        return self.judge(scores, labels, **self.settings)
+
+
+def contrastive(scores: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
+    """CoRe's score: the softmax probability of a positive against the negatives of its list.
+
+    exp(s+ / t) / (exp(s+ / t) + sum over negatives of exp(s- / t)), with t the temperature and s the attention that a
+    document gets (CoRe, arXiv 2510.02219, and its code, which has one positive a list). Several positives are taken one
+    by one, each against all negatives, and averaged. Stable at any temperature.
+    """
+    positive = labels > 0
+    logits = scores / temperature
+    highest = logits[~positive].max(axis=0)
+    negatives = np.log(np.exp(logits[~positive] - highest).sum(axis=0)) + highest
+    log_odds = logits[positive] - negatives
+    return np.exp(-np.logaddexp(0, -log_odds)).mean(axis=0)
+
+
+def attention_mass(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """QRscore: the attention that the positives of a list get together (QRHead, arXiv 2506.09944, equations 2 to 4)."""
+    return scores[labels > 0].sum(axis=0)
+
+
+def single_head_ndcg(scores: np.ndarray, labels: np.ndarray, cutoff: int = 10) -> np.ndarray:
+    """NDCG of the ranking by one head alone, as QRHead's code selects heads for BEIR.
+
+    Gains are the labels, negative ones counting as 0; the ideal ranking is that of the list's own documents. Ties keep
+    the first stage's order.
+    """
+    gains = np.maximum(labels, 0).astype(np.float64)
+    ranked = np.argsort(-scores, axis=0, kind="stable")[:cutoff]
+    discounts = 1 / np.log2(np.arange(2, len(labels) + 2))[:cutoff]
+    ideal = np.sort(gains)[::-1][:cutoff] @ discounts
+    return discounts @ gains[ranked] / ideal
+
+
+def reciprocal_rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """One over the rank of the first positive in the ranking by one head alone. Ties keep the first stage's order."""
+    ranked = np.argsort(-scores, axis=0, kind="stable")
+    return 1 / (np.argmax((labels > 0)[ranked], axis=0) + 1.0)
+
+
+def core_criterion(temperature: float = 0.1, calibrated: bool = False) -> Criterion:
+    """CoRe's criterion, on raw attention as published or on calibrated scores."""
+    if not temperature > 0 or not np.isfinite(temperature):
+        raise ValueError(f"temperature is a number above 0, got {temperature!r}")
+    return Criterion("core", contrastive, calibrated, {"temperature": float(temperature)})
+
+
+CRITERIA: dict[str, Criterion] = {
+    criterion.name: criterion
+    for criterion in (
+        core_criterion(),
+        # The paper's equations have raw attention; its code for LongMemEval calibrates and filters.
+        Criterion("qr", attention_mass, False),
+        Criterion("ndcg@10", single_head_ndcg, True),
+        Criterion("mrr", reciprocal_rank, True),
+    )
+}
+"""Criteria by name."""
+
+
+def get_criterion(criterion: str | Criterion) -> Criterion:
+    """A criterion by name, or the criterion itself.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
+    """
+    if isinstance(criterion, Criterion):
+        return criterion
+    if criterion not in CRITERIA:
+        raise ValueError(f"there is no criterion {criterion!r}; known: {', '.join(CRITERIA)}; or give a Criterion")
+    return CRITERIA[criterion]

@@ -1,0 +1,76 @@
+"""Plots of head sets. They need matplotlib: ``pip install 'pyterrier-routehead[plots]'``."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .head_set import HeadSet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_heads(head_set: HeadSet, *, k: int = 8, ax: "Axes | None" = None) -> "Axes":
+    """Heat map of the heads' scores, layers by heads, with the first k heads marked and numbered.
+
+    Heads without a score are left blank; a set without scores shows the marks alone.
+
+    Args:
+        head_set: the set.
+        k: how many heads to mark; those that are chosen.
+        ax: where to draw; None makes a new figure.
+
+    Raises:
+        ImportError: with the install command, where matplotlib is missing.
+    """
+    ax = _axes(ax, (1.2 + 0.22 * head_set.model.num_layers, 1.2 + 0.22 * head_set.model.num_heads))
+    values = np.full((head_set.model.num_heads, head_set.model.num_layers), np.nan)
+    for head, score in zip(head_set.heads, head_set.scores or (), strict=False):
+        values[head.head, head.layer] = score
+    image = ax.imshow(values, origin="lower", aspect="auto", cmap="viridis")
+    if head_set.scores:
+        criterion = head_set.detection.criterion if head_set.detection else "score"
+        ax.figure.colorbar(image, ax=ax, label=criterion)
+    for number, head in enumerate(head_set.top(k), start=1):
+        ax.plot(head.layer, head.head, marker="s", markersize=9, markerfacecolor="none", markeredgecolor="red")
+        ax.annotate(str(number), (head.layer, head.head), color="red", fontsize=6, ha="center", va="center")
+    ax.set_xlabel("layer")
+    ax.set_ylabel("head")
+    ax.set_title(head_set.model.name, fontsize="medium")
+    return ax
+
+
+def plot_overlap(head_sets: Mapping[str, HeadSet], *, k: int = 8, ax: "Axes | None" = None) -> "Axes":
+    """How many of their first k heads several sets have in common, as a labelled matrix.
+
+    Args:
+        head_sets: the sets by name.
+        k: how many heads of each count.
+        ax: where to draw; None makes a new figure.
+
+    Raises:
+        ValueError: for sets of models of unlike shape, whose heads cannot be compared.
+        ImportError: with the install command, where matplotlib is missing.
+    """
+    names, sets = list(head_sets), [head_set.top(k) for head_set in head_sets.values()]
+    if len({(head_set.model.num_layers, head_set.model.num_heads) for head_set in sets}) > 1:
+        raise ValueError("the sets are for models of unlike shape: their heads cannot be compared")
+    ax = _axes(ax, (2 + 0.6 * len(sets), 1.5 + 0.6 * len(sets)))
+    common = np.array([[len(set(one) & set(other)) for other in sets] for one in sets])
+    ax.imshow(common, vmin=0, vmax=k, cmap="Blues")
+    for row, column in np.ndindex(common.shape):
+        dark = common[row, column] > 0.6 * k
+        ax.text(column, row, str(common[row, column]), ha="center", va="center", color="white" if dark else "black")
+    ax.set_xticks(range(len(sets)), names, rotation=45, ha="right")
+    ax.set_yticks(range(len(sets)), names)
+    ax.set_title(f"heads in common among the first {k}", fontsize="medium")
+    return ax
+
+
+def _axes(ax: "Axes | None", size: tuple[float, float]) -> "Axes":
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ImportError("plots need matplotlib: pip install 'pyterrier-routehead[plots]'") from None
+    return plt.figure(figsize=size, layout="constrained").add_subplot() if ax is None else ax

@@ -1,0 +1,82 @@
+"""Clean splits: training and validation queries that give nothing away about the test queries.
+
+Collections leak. A third of SciFact's test claims have a near-duplicate among the train claims, often the negated claim
+with the same gold document, and heads, routers or settings chosen on such queries look better than they are. These
+functions work on PyTerrier's frames: topics with ``qid`` and ``query``, qrels with ``qid``, ``docno`` and ``label``.
+"""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+NEAR = 0.7
+"""Token Jaccard from which two queries count as near-duplicates."""
+
+
+def near_duplicates(topics: pd.DataFrame, others: pd.DataFrame, threshold: float = NEAR) -> set[str]:
+    """The qids of topics that nearly say what some other query says.
+
+    Two queries are near when the words that they share (lower case, runs of letters and digits) are at least this share
+    of the words that either has.
+    """
+    theirs = [_words(query) for query in others["query"]]
+    return {
+        qid
+        for qid, query in zip(topics["qid"], topics["query"], strict=True)
+        if any(_jaccard(_words(query), words) >= threshold for words in theirs)
+    }
+
+
+def sharing_relevant(qrels: pd.DataFrame, others: pd.DataFrame) -> set[str]:
+    """The qids of qrels with a relevant document (label above 0) that is also relevant to some query of the others."""
+    taken = set(others.loc[others["label"] > 0, "docno"])
+    return set(qrels.loc[(qrels["label"] > 0) & qrels["docno"].isin(taken), "qid"])
+
+
+def without(topics: pd.DataFrame, *dropped: Iterable[str]) -> pd.DataFrame:
+    """The topics but for some qids."""
+    return topics[~topics["qid"].isin(set().union(*dropped))].reset_index(drop=True)
+
+
+def document_groups(topics: pd.DataFrame, qrels: pd.DataFrame) -> pd.Series:
+    """The group of each topic, by row: queries that share a relevant document, directly or by way of others, are one.
+
+    Groups are numbered in order of first appearance; a query without relevant documents is a group of its own.
+    """
+    judged = qrels[(qrels["label"] > 0) & qrels["qid"].isin(topics["qid"])]
+    number = {qid: i for i, qid in enumerate(topics["qid"])}
+    documents, _ = pd.factorize(judged["docno"])
+    size = len(number) + len(judged)
+    edges = coo_matrix(
+        (np.ones(len(judged)), (judged["qid"].map(number).to_numpy(dtype=int), len(number) + documents)), (size, size)
+    )
+    component = connected_components(edges, directed=False)[1][: len(number)]
+    return pd.Series(pd.factorize(component)[0], index=topics.index, name="group")
+
+
+def split_by_group(
+    topics: pd.DataFrame, qrels: pd.DataFrame, share: float, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Topics in two parts that share no relevant document: whole groups go to the second until it has its share."""
+    if not 0 < share < 1:
+        raise ValueError(f"share lies between 0 and 1, got {share!r}")
+    groups = document_groups(topics, qrels).to_numpy()
+    order = np.random.default_rng(seed).permutation(groups.max(initial=-1) + 1)
+    sizes = np.bincount(groups, minlength=len(order))[order]
+    # The second part ends with the group that fills its share.
+    taken = order[: int(np.searchsorted(np.cumsum(sizes), share * len(topics))) + 1]
+    second = np.isin(groups, taken)
+    return topics[~second].reset_index(drop=True), topics[second].reset_index(drop=True)
+
+
+def _words(query: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[^\W_]+", query.lower()))
+
+
+def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    union = len(one | other)
+    return len(one & other) / union if union else 0.0
