@@ -27,6 +27,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``head_set``             `HeadSet`: heads that rank well and where they come from, to be shared
 ``published``            head lists from the papers' own repositories
 ``plots``                heat maps and overlaps of head sets
+``shipped``              the head sets that come with the package
 ``reader``               reads head scores for candidate lists under some settings
 ``frames``               between PyTerrier's frames and candidate lists
 ``windows``              lists that do not fit into one prompt
@@ -49,6 +50,7 @@ from .published import PUBLISHED, published_heads
 from .reading import Reading, ReadingSettings
 from .rerank import ICRReranker, StaticHeadReranker
 from .scorer import AttentionHeadScorer
+from .shipped import shipped_heads
 from .store import HeadScoreStore
 from .template import ChatMarkup, PromptTemplate, get_template, paper_settings
 from .version import __version__
@@ -82,4 +84,5 @@ __all__ = [
     "plot_heads",
     "plot_overlap",
     "published_heads",
+    "shipped_heads",
 ]

@@ -95,8 +95,9 @@ CRITERIA: dict[str, Criterion] = {
     criterion.name: criterion
     for criterion in (
         core_criterion(),
-        # The paper's equations have raw attention; its code for LongMemEval calibrates and filters.
+        # The paper's equations have raw attention; its code, for LongMemEval, calibrates and filters.
         Criterion("qr", attention_mass, False),
+        Criterion("qr-calibrated", attention_mass, True),
         Criterion("ndcg@10", single_head_ndcg, True),
         Criterion("mrr", reciprocal_rank, True),
     )

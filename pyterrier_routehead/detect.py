@@ -5,6 +5,7 @@ and ranking is that of a static set, the best k heads.
 """
 
 import numbers
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -21,8 +22,9 @@ from .head_set import Detection, HeadSet
 from .heads import HeadsLike, is_all
 from .llm import FrozenLLM
 from .reader import CandidateList
-from .reading import Reading, ReadingSettings, resolve_settings
+from .reading import ModelIdentity, Reading, ReadingSettings, resolve_settings
 from .rerank import StaticHeadReranker
+from .shipped import is_shipped_for, is_shipped_model, shipped_heads
 from .store import HeadScoreStore
 from .template import PromptTemplate
 
@@ -92,6 +94,7 @@ class _DetectedHeadReranker(StaticHeadReranker, pt.Estimator):
     head_set_: HeadSet
     validation_: pd.DataFrame
     _best_k: int
+    _ships: str | None = None
 
     def _criteria(self) -> list[Criterion]:
         raise NotImplementedError
@@ -155,11 +158,28 @@ class _DetectedHeadReranker(StaticHeadReranker, pt.Estimator):
 
     def _chosen(self) -> HeadsLike | HeadSet | None:
         heads = self.heads if self.heads is not None else getattr(self, "head_set_", None)
+        if heads is None and self._uses_shipped():
+            heads = shipped_heads(self._ships, self.document_attention or "listwise")
         if heads is None or is_all(heads):
             return heads
         ks = _listed(self.k)
         k = ks[0] if len(ks) == 1 else getattr(self, "_best_k", ks[0])
         return self._within(heads).top(k) if isinstance(heads, HeadSet) else heads
+
+    def _uses_shipped(self) -> bool:
+        """Whether the heads are those that come with the package: nothing was fitted or given, for SmolLM2-135M."""
+        found = self.heads is not None or hasattr(self, "head_set_")
+        return self._ships is not None and not found and is_shipped_for(self.llm)
+
+    def _check_model(self, heads: HeadSet, model: ModelIdentity) -> None:
+        if not self._uses_shipped():
+            super()._check_model(heads, model)
+        elif not is_shipped_model(model.name):
+            raise RuntimeError(f"{type(self).__name__} has no heads for {model} yet: fit it, or give it heads")
+        elif not heads.model.is_same(model):
+            warnings.warn(
+                f"the heads that come with the package were found in {heads.model}, not in {model}", stacklevel=6
+            )
 
     def _within(self, head_set: HeadSet) -> HeadSet:
         """The heads in the layers that ``max_layer`` keeps."""
@@ -171,19 +191,18 @@ class _DetectedHeadReranker(StaticHeadReranker, pt.Estimator):
         return head_set.below(max(1, int(head_set.model.num_layers * self.max_layer + 1e-9)))
 
     def _settings(self) -> ReadingSettings:
-        settings = super()._settings()
-        for k in _listed(self.k):
-            if not isinstance(k, numbers.Integral) or isinstance(k, bool) or k < 1:
-                raise ValueError(f"k is a number of heads from 1, or a list of such, got {self.k!r}")
-        limit, integral = self.max_layer, isinstance(self.max_layer, numbers.Integral)
-        if limit is not None and (
-            isinstance(limit, bool) or not (limit >= 1 if integral else 0 < limit <= 1)
-        ):
-            raise ValueError(f"max_layer is a number of layers from 1, or a share above 0.0 up to 1.0, got {limit!r}")
+        ks = _listed(self.k)
+        if not ks or any(not isinstance(k, numbers.Integral) or isinstance(k, bool) or k < 1 for k in ks):
+            raise ValueError(f"k is a number of heads from 1, or a list of such, got {self.k!r}")
+        limit = self.max_layer
+        if limit is not None:
+            whole = isinstance(limit, numbers.Integral) and not isinstance(limit, bool)
+            if not (whole and limit >= 1) and not (isinstance(limit, float | np.floating) and 0 < limit <= 1):
+                raise ValueError(f"max_layer is a number of layers from 1, or a share of them up to 1.0, got {limit!r}")
         if self.positions is not None and (not isinstance(self.positions, numbers.Integral) or self.positions < 1):
             raise ValueError(f"positions is a number from 1, got {self.positions!r}")
         self._criteria()
-        return settings
+        return super()._settings()
 
     # Judged lists
 
@@ -357,6 +376,7 @@ class CoReHeadReranker(_DetectedHeadReranker):
     """
 
     schematic = {"label": "CoReHeads", "help_url": "https://arxiv.org/abs/2510.02219"}
+    _ships = "core"
 
     def __init__(
         self,
@@ -421,20 +441,26 @@ class QRHeadReranker(_DetectedHeadReranker):
     Args:
         heads: see :class:`CoReHeadReranker`, as for whatever is not listed here.
         llm: see :class:`StaticHeadReranker`.
-        criterion: ``"qr"``, the attention that relevant documents get, raw as in the paper's equations; ``"ndcg@10"``,
-            of the ranking by the head alone, which is what QRHead's code takes for BEIR; ``"mrr"``; or a
-            :class:`Criterion`. A list is chosen from on the validation queries.
+        criterion: ``"ndcg@10"`` of the ranking by the head alone, which is what QRHead's code takes for BEIR; ``"qr"``,
+            the attention that relevant documents get, raw as in the paper's equations (in first-stage order it favours
+            heads that look at a place); ``"qr-calibrated"``, the same on calibrated scores; ``"mrr"``; or a
+            :class:`Criterion`. From a list, one is chosen on the validation queries.
         k: how many heads, or a list to choose from on the validation queries.
     """
 
     schematic = {"label": "QRHeads", "help_url": "https://arxiv.org/abs/2506.09944"}
+
+    @property
+    def _ships(self) -> str | None:
+        criterion = self._criteria()[0].name
+        return criterion if criterion in ("qr", "ndcg@10") else None
 
     def __init__(
         self,
         heads: HeadsLike | HeadSet | None = None,
         *,
         llm: FrozenLLM | str | None = None,
-        criterion: str | Criterion | Sequence[str | Criterion] = "qr",
+        criterion: str | Criterion | Sequence[str | Criterion] = "ndcg@10",
         k: int | Sequence[int] = 16,
         max_layer: int | float | None = None,
         positions: int | None = None,

@@ -16,7 +16,7 @@ import pyterrier as pt
 
 from .errors import MismatchError
 from .heads import Head, HeadsLike, all_heads, parse_heads
-from .reading import ModelIdentity, Reading, ReadingSettings, settings_from_json, settings_to_json, shown_settings
+from .reading import ModelIdentity, ReadingSettings, settings_from_json, settings_to_json, shown_settings
 from .version import __version__
 
 _FILE = "head_set.json"
@@ -218,18 +218,15 @@ class HeadSet(pt.Artifact):
         if not same:
             raise MismatchError(f"{both}; allow_mismatch=True uses it all the same")
 
-    def check_reading(self, reading: Reading, *, allow_mismatch: bool = False) -> None:
-        """Refuse head scores of another model, or read otherwise than the set's.
+    def check_settings(self, settings: ReadingSettings, *, allow_mismatch: bool = False) -> None:
+        """Refuse head scores that were read otherwise than the set's.
 
         Raises:
-            MismatchError: naming both models, or the settings that differ.
+            MismatchError: naming the settings that differ, with both values.
         """
-        self.check_model(reading.model, allow_mismatch=allow_mismatch)
-        differing = {
-            name: value for name, value in self.settings.items() if getattr(reading.settings, name) != value
-        }
+        differing = {name: value for name, value in self.settings.items() if getattr(settings, name) != value}
         if differing and not allow_mismatch:
-            own = {name: getattr(reading.settings, name) for name in differing}
+            own = {name: getattr(settings, name) for name in differing}
             raise MismatchError(
                 f"head_scores was read otherwise than the head set's scores: {shown_settings(own, differing)}; "
                 "allow_mismatch=True uses the set all the same"

@@ -119,7 +119,9 @@ class FrozenLLM:
                 f"llm is a FrozenLLM, a model's name or None, got {type(llm).__name__}: "
                 "wrap a loaded model as FrozenLLM(model, tokenizer=...)"
             )
-        if reuse is not None and reuse._made_by_name and (reuse.model, reuse.revision) == (llm, revision):
+        # A head set calls the default model by the name that it was found under.
+        same = reuse is not None and reuse._made_by_name and reuse.revision == revision
+        if same and (reuse.model == llm or (llm is not None and reuse.name == llm)):
             loaded = reuse.max_layers
             if loaded is None or (max_layers is not None and max_layers <= loaded):
                 return reuse

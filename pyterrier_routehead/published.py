@@ -77,7 +77,7 @@ _QR_DATA = {
 def _qr(name: str) -> HeadSet:
     data, _, model = name.partition("-")
     name_of_data, queries, note = _QR_DATA[data]
-    criterion = "ndcg@10" if data == "nq" else "qr"
+    criterion = "ndcg@10" if data == "nq" else "qr-calibrated"
     source = "arXiv 2506.09944, https://github.com/princeton-pli/QRHead"
     detection = Detection(criterion, {"calibrated": True}, name_of_data, queries, source, note)
     return HeadSet.of(_QR[name], model=_identity(model), settings=paper_settings("qr"), detection=detection)

@@ -216,12 +216,16 @@ class StaticHeadReranker(pt.Transformer):
         self._check_reading(reading)
         heads = self._chosen()
         if isinstance(heads, HeadSet):
-            heads.check_reading(reading, allow_mismatch=self.allow_mismatch)
+            self._check_model(heads, reading.model)
+            heads.check_settings(reading.settings, allow_mismatch=self.allow_mismatch)
         elif self.llm is not None and is_all(heads):
             limit = self.llm.max_layers if isinstance(self.llm, FrozenLLM) else None
             layers = reading.model.num_layers
             heads = all_heads(layers if limit is None else min(limit, layers), reading.model.num_heads)
         return reading.columns(heads)
+
+    def _check_model(self, heads: HeadSet, model: ModelIdentity) -> None:
+        heads.check_model(model, allow_mismatch=self.allow_mismatch)
 
     def _check_reading(self, reading: Reading) -> None:
         """Refuse vectors read otherwise than set by hand, or from another model than ``llm``."""
@@ -240,7 +244,7 @@ class StaticHeadReranker(pt.Transformer):
         reader = self._reader(heads, settings)
         if isinstance(heads, HeadSet):
             self._warn_of_other_settings(heads)
-            heads.check_model(model_identity(reader.llm), allow_mismatch=self.allow_mismatch)
+            self._check_model(heads, model_identity(reader.llm))
         warned = False
         for start in range(0, len(lists), self.batch_size):
             batch = lists[start : start + self.batch_size]

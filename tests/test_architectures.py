@@ -18,9 +18,10 @@ from pyterrier_routehead import document_attention as document_attention_module
 from pyterrier_routehead.errors import ListTooLongError, UnsupportedArchitectureError
 from pyterrier_routehead.fingerprint import same_weights
 from pyterrier_routehead.heads import Head, all_heads
-from pyterrier_routehead.kernel import ListScores, score_lists
+from pyterrier_routehead.kernel import score_lists
 from pyterrier_routehead.llm import FrozenLLM
 from pyterrier_routehead.prompt import Candidate, DocumentBlock, ListPrompt, PromptBuilder
+from pyterrier_routehead.scores import ListScores
 from pyterrier_routehead.template import DEFAULT_TEMPLATE
 from reference import ReferenceScores, reference_scores
 from tiny import ARCHITECTURES, HEADS, LAYERS, VOCABULARY, permuted, random_ids, random_prompt, tiny_model

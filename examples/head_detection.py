@@ -1,0 +1,292 @@
+"""Heads found by CoRe's and QRHead's criteria against ICR, random heads and BM25, on three collections.
+
+    python examples/head_detection.py
+
+SmolLM2-135M-Instruct (GGUF). Heads are found on clean training queries of SciFact and NFCorpus, k and temperature
+chosen on their validation queries, and everything is tested on SciFact, NFCorpus and Vaswani. What the model reads is
+kept in a store in PyTerrier's home, so an interrupted run goes on where it stopped; the more queries, the longer (two
+cores: about 5 seconds a list of 20 read list-wise and 14 of 40, half of that block-wise). The tables go to
+examples/results. The step ``ship`` makes the head sets that come with the package, from SciFact alone.
+"""
+
+import argparse
+import shutil
+import time
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from scipy import stats
+
+from pyterrier_routehead import (
+    AttentionHeadScorer,
+    CoReHeadReranker,
+    FrozenLLM,
+    HeadScoreStore,
+    HeadSet,
+    ICRReranker,
+    QRHeadReranker,
+    StaticHeadReranker,
+)
+from pyterrier_routehead.default_model import packaged_gguf
+from testbed import COLLECTIONS, SCIFACT, Collection, clean_splits
+
+RESULTS = Path(__file__).parent / "results" / "head_detection"
+SHIPPED = Path(__file__).parent.parent / "pyterrier_routehead" / "sets"
+READINGS = ("listwise", "blockwise")
+DEPTHS = (20, 40)
+KS = [1, 4, 8, 16]
+TEMPERATURES = [0.1, 0.01, 0.001]
+MEASURES = [pt.measures.nDCG @ 10, pt.measures.RR @ 10]
+
+
+def estimators() -> dict[str, pt.Estimator]:
+    """The methods, each with the same choice of k on the same validation queries."""
+    return {
+        "CoRe": CoReHeadReranker(k=KS, temperature=TEMPERATURES),
+        "CoRe calibrated": CoReHeadReranker(k=KS, temperature=TEMPERATURES, calibrated=True),
+        "QR": QRHeadReranker(k=KS, criterion="qr"),
+        "QR calibrated": QRHeadReranker(k=KS, criterion="qr-calibrated"),
+        "nDCG": QRHeadReranker(k=KS, criterion="ndcg@10"),
+        "MRR": QRHeadReranker(k=KS, criterion="mrr"),
+    }
+
+
+def scorer(llm: FrozenLLM, reading: str, store: HeadScoreStore, title_field: str | None) -> AttentionHeadScorer:
+    """Reads all heads once a list, raw scores too."""
+    return AttentionHeadScorer(
+        llm=llm, document_attention=reading, raw=True, store=store, title_field=title_field, verbose=True
+    )
+
+
+def read_judged(llm: FrozenLLM, reading: str, store: HeadScoreStore, part: int, number: int, depth: int = 20) -> dict:
+    """Scored candidates and qrels of the training (part 0) or validation (1) queries, by collection."""
+    read = {}
+    for name, queries in clean_splits().items():
+        own = queries[part]
+        frame = own.candidates(depth, number)
+        read[name] = scorer(llm, reading, store, own.collection.title_field)(frame), own.qrels
+    return read
+
+
+def together(read: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Frames and qrels of several collections in one; their qids and docnos differ."""
+    frames, qrels = zip(*read.values(), strict=True)
+    return pd.concat(frames, ignore_index=True), pd.concat(qrels, ignore_index=True)
+
+
+def detect(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid: int) -> None:
+    """Find heads, choose k and temperature, compare sets of several sizes of the training data; write all of it."""
+    judged = read_judged(llm, reading, store, 0, train)
+    frame, qrels = together(judged)
+    valid_frame, valid_qrels = together(read_judged(llm, reading, store, 1, valid))
+    tried = []
+    for name, method in estimators().items():
+        method.detection_data = f"SciFact train and NFCorpus train (clean), first {train} queries each"
+        start = time.perf_counter()
+        method.fit(frame, qrels, valid_frame, valid_qrels)
+        print(f"{reading}, {name}: fitted in {time.perf_counter() - start:.1f} s on head scores that had been read")
+        folder = RESULTS / "heads" / reading / name.replace(" ", "-")
+        shutil.rmtree(folder, ignore_errors=True)
+        method.head_set_.save(folder)
+        tried.append(method.validation_.assign(method=name, queries=valid))
+    table = pd.concat(tried, ignore_index=True).round(4)
+    table.to_csv(RESULTS / f"validation-{reading}.csv", index=False)
+    stability(judged, qrels, reading)
+
+
+def stability(judged: dict, qrels: pd.DataFrame, reading: str) -> None:
+    """How many of the first 8 heads stay the same with fewer queries, other data and other criteria."""
+    all_of_them, _ = together(judged)
+    temperature = HeadSet(RESULTS / "heads" / reading / "CoRe").detection.settings["temperature"]
+    methods = {
+        "CoRe": CoReHeadReranker(temperature=temperature),
+        "QR": QRHeadReranker(criterion="qr"),
+        "nDCG": QRHeadReranker(criterion="ndcg@10"),
+    }
+    qids = [frame["qid"].drop_duplicates().tolist() for frame, _ in judged.values()]
+    mixed = [qid for pair in zip(*qids, strict=False) for qid in pair]  # both collections alike in each part
+    parts = {f"first {number}": mixed[:number] for number in (50, 100, 200)} | {"all": mixed}
+    parts |= {f"{name} alone": own for name, own in zip(judged, qids, strict=True)}
+    sets = {}
+    for (name, method), (part, own) in product(methods.items(), parts.items()):
+        sets[name, part] = method.fit(all_of_them[all_of_them["qid"].isin(own)], qrels).head_set_.top(8)
+    rows = []
+    for name, part in sets:
+        row = {"criterion": name, "queries": part, "counted": sets[name, part].detection.queries}
+        row["common with all"] = round(8 * sets[name, part].overlap(sets[name, "all"]))
+        row |= {f"common with {other}": round(8 * sets[name, part].overlap(sets[other, part])) for other in methods}
+        rows.append(row | {"heads": " ".join(map(str, sets[name, part]))})
+    for name in methods:  # the two collections against each other
+        one, other = (sets[name, f"{collection} alone"] for collection in judged)
+        rows.append({"criterion": name, "queries": "one collection against the other",
+                     "common with all": round(8 * one.overlap(other))})
+    pd.DataFrame(rows).to_csv(RESULTS / f"stability-{reading}.csv", index=False)
+
+
+def positions(llm: FrozenLLM, store: HeadScoreStore, number: int, places: int) -> None:
+    """CoRe's position protocol against the first stage's order, on the first SciFact training queries that count."""
+    queries, _ = clean_splits()[SCIFACT.name]
+    frame = queries.candidates(20, 2 * number)
+    counted = frame.merge(queries.qrels, on=["qid", "docno"])["qid"].drop_duplicates()
+    order = [qid for qid in frame["qid"].drop_duplicates() if qid in set(counted)][:number]
+    frame = frame[frame["qid"].isin(order)]
+    sets = {}
+    for label, option in (("first stage's order", None), (f"{places} positions", places)):
+        for temperature in TEMPERATURES:
+            method = CoReHeadReranker(
+                llm=llm, temperature=temperature, positions=option, store=store, title_field="title", verbose=True
+            )
+            sets[label, temperature] = method.fit(frame, queries.qrels).head_set_
+        sets[label, "QR"] = QRHeadReranker(
+            llm=llm, criterion="qr", positions=option, store=store, title_field="title"
+        ).fit(frame, queries.qrels).head_set_
+    labels = list(dict.fromkeys(label for label, _ in sets))
+    rows = [
+        {
+            "criterion": "QR" if setting == "QR" else f"CoRe, t={setting:g}",
+            "queries": number,
+            "common among 8": round(8 * sets[labels[0], setting].top(8).overlap(sets[labels[1], setting].top(8))),
+            **{label: " ".join(map(str, sets[label, setting].top(8))) for label in labels},
+        }
+        for setting in (*TEMPERATURES, "QR")
+    ]
+    pd.DataFrame(rows).to_csv(RESULTS / "positions.csv", index=False)
+
+
+def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid: int) -> None:
+    """Find the sets that come with the package: on SciFact alone, whose terms allow it."""
+    queries, validation = clean_splits()[SCIFACT.name]
+    frame, valid_frame = (
+        scorer(llm, reading, store, "title")(own.candidates(20, number))
+        for own, number in ((queries, train), (validation, valid))
+    )
+    data = f"SciFact train (clean of test), first {train} queries"
+    for method in (
+        CoReHeadReranker(temperature=TEMPERATURES, detection_data=data),
+        QRHeadReranker(criterion="qr", detection_data=data),
+        QRHeadReranker(criterion="ndcg@10", detection_data=data),
+    ):
+        found = method.fit(frame, queries.qrels, valid_frame, validation.qrels).head_set_
+        folder = SHIPPED / f"{found.detection.criterion}-{reading}"
+        shutil.rmtree(folder, ignore_errors=True)
+        found.save(folder)
+
+
+def systems(reading: str) -> dict[str, pt.Transformer]:
+    """Re-rankers on head scores: ICR, random heads, and each method's heads for every k."""
+    found = {path.name.replace("-", " "): HeadSet(path) for path in sorted((RESULTS / "heads" / reading).iterdir())}
+    any_set = next(iter(found.values()))
+    plain = {"ICR": "all", **{f"random 8, seed {seed}": any_set.random(8, seed) for seed in range(5)}}
+    plain |= {f"{name} {k}": head_set.top(k) for name, head_set in found.items() for k in KS}
+    pruned = found["CoRe"]
+    plain |= {f"CoRe 8 in {share:g} of the layers": pruned.below(int(pruned.model.num_layers * share)).top(8)
+              for share in (0.7, 0.5)}
+    made = {}
+    for weight, suffix in ((0.0, ""), (1.0, " + BM25")):
+        for name, heads in plain.items():
+            ranker = ICRReranker if name == "ICR" else StaticHeadReranker
+            own = {} if name == "ICR" else {"heads": heads}
+            made[name + suffix] = ranker(**own, first_stage_weight=weight)
+    return made
+
+
+def test(llm: FrozenLLM, collection: Collection, depth: int, reading: str, store: HeadScoreStore, number: int) -> None:
+    """Evaluate all systems on a collection's test queries; one value a query goes to a file."""
+    topics, qrels = collection.test_queries(number)
+    candidates = collection.first_stage(depth)
+    scored = candidates >> scorer(llm, reading, store, collection.title_field)
+    rankers = systems(reading)
+    values = pt.Experiment(
+        [candidates, *(scored >> ranker for ranker in rankers.values())],
+        topics,
+        qrels,
+        MEASURES,
+        names=["BM25", *rankers],
+        perquery=True,
+        plan="tree",
+        verbose=False,
+    )
+    wide = values.pivot(index=["measure", "qid"], columns="name", values="value")[["BM25", *rankers]]
+    # Queries that find nothing count as 0.
+    everything = pd.MultiIndex.from_product([[str(m) for m in MEASURES], topics["qid"]], names=["measure", "qid"])
+    wide = wide.reindex(everything).fillna(0.0).round(4)
+    wide.to_csv(RESULTS / f"perquery-{collection.name}-{depth}-{reading}.csv")
+
+
+def tables() -> None:
+    """Means, intervals and tests from the values per query that are there."""
+    rows = []
+    for name, depth, reading in product(COLLECTIONS, DEPTHS, READINGS):
+        file = RESULTS / f"perquery-{name}-{depth}-{reading}.csv"
+        if not file.exists():
+            continue
+        values = pd.read_csv(file, index_col=["measure", "qid"])
+        ndcg, reciprocal = (values.loc[str(measure)] for measure in MEASURES)
+        random = {s: ndcg[[c for c in ndcg if c.startswith("random") and c.endswith("BM25") == bool(s)]].mean(axis=1)
+                  for s in ("", " + BM25")}
+        ndcg = ndcg.assign(**{f"random 8, mean of 5{s}": column for s, column in random.items()})
+        chosen = chosen_k(reading)
+        for system in ndcg:
+            own, suffix = ndcg[system], " + BM25" if system.endswith("+ BM25") else ""
+            resampled = stats.bootstrap((own,), np.mean, n_resamples=2000, rng=0, method="percentile")
+            interval = resampled.confidence_interval
+            others = {"BM25": "BM25", "ICR": "ICR" + suffix, "random": f"random 8, mean of 5{suffix}"}
+            p = {f"p against {label}": stats.ttest_rel(own, ndcg[other]).pvalue for label, other in others.items()}
+            rows.append({
+                "collection": name, "depth": depth, "reading": reading, "system": system, "queries": len(own),
+                "nDCG@10": own.mean(), "low": interval.low, "high": interval.high,
+                "RR@10": reciprocal[system].mean() if system in reciprocal else np.nan,
+                **p, "k chosen on validation": system.removesuffix(suffix) in chosen,
+            })
+    table = pd.DataFrame(rows).round(4)
+    table.to_csv(RESULTS / "table.csv", index=False)
+    shown = table[table["k chosen on validation"] | table["system"].str.match("BM25|ICR|random 8, mean")]
+    for (name, depth, reading), own in shown.groupby(["collection", "depth", "reading"], sort=False):
+        print(f"\n{name}, top {depth}, {reading}, {own['queries'].iloc[0]} queries")
+        print(own.drop(columns=["collection", "depth", "reading", "queries"]).to_string(index=False))
+
+
+def chosen_k(reading: str) -> set[str]:
+    """Each method with the k that was best on validation."""
+    tried = pd.read_csv(RESULTS / f"validation-{reading}.csv")
+    best = tried.loc[tried.groupby("method")["nDCG@10"].idxmax()]
+    return {f"{method} {k}" for method, k in zip(best["method"], best["k"], strict=True)}
+
+
+def main() -> None:
+    """Read, detect, test and print; each step can be left out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", type=int, default=200, help="training queries of each collection (200)")
+    parser.add_argument("--valid", type=int, default=100, help="validation queries of each collection (100)")
+    parser.add_argument("--test", type=int, nargs=2, metavar=("TOP20", "TOP40"), default=(None, None),
+                        help="test queries of each collection, at depth 20 and at 40 (all)")
+    parser.add_argument("--steps", nargs="+", default=["detect", "positions", "test", "tables"])
+    parser.add_argument("--readings", nargs="+", default=READINGS)
+    parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS))
+    parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
+    args = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
+    llm = FrozenLLM(packaged_gguf(), dtype="bfloat16")  # the hub's SmolLM2 has other weights than the GGUF
+    for reading in args.readings:
+        if "detect" in args.steps:
+            detect(llm, reading, store, args.train, args.valid)
+        if "ship" in args.steps:
+            ship(llm, reading, store, args.train, args.valid)
+    if "positions" in args.steps:
+        positions(llm, store, 50, 3)
+    if "test" in args.steps:
+        for (depth, number), reading, name in product(
+            zip(DEPTHS, args.test, strict=True), args.readings, args.collections
+        ):
+            if number != 0:
+                test(llm, COLLECTIONS[name], depth, reading, store, number)
+    if "tables" in args.steps:
+        tables()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What the experiments share: three collections, BM25 over them, and clean training and validation queries.
+
+Collections come from ir_datasets. SciFact and NFCorpus (for academic use) have training queries; Vaswani has none and
+is the unseen test. Queries come in one fixed random order, so that a run on the first so many of them can be extended.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from pyterrier_pisa import PisaIndex, PisaStemmer
+
+from pyterrier_routehead.splits import near_duplicates, sharing_relevant, split_by_group, without
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A test collection in ir_datasets.
+
+    Attributes:
+        name: for tables and files.
+        test: dataset of the test queries.
+        fields: text fields of a document, title first where there is one.
+        query_field: which text of a topic is the query, where there are several.
+    """
+
+    name: str
+    test: str
+    fields: tuple[str, ...] = ("title", "text")
+    query_field: str | None = None
+
+    @property
+    def title_field(self) -> str | None:
+        """The column of titles, if documents have one."""
+        return "title" if "title" in self.fields else None
+
+    def first_stage(self, depth: int) -> pt.Transformer:
+        """BM25 (PISA: k1 0.9, b 0.4, porter2, all fields), cut at a depth, with texts; the index is built once."""
+        corpus = pt.get_dataset(self.test)
+        index = PisaIndex(
+            str(Path(pt.io.pyterrier_home()) / "routehead" / "indices" / f"{self.name.lower()}.pisa"),
+            text_field=list(self.fields),
+            stemmer=PisaStemmer.porter2,
+        )
+        if not index.built():
+            index.index(corpus.get_corpus_iter(verbose=False))
+        return index.bm25(k1=0.9, b=0.4, num_results=100) % depth >> corpus.text_loader(list(self.fields))
+
+    def queries(self, part: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Topics and qrels of the test queries or, of SciFact and NFCorpus, of another part: ``train``, ``dev``."""
+        dataset = pt.get_dataset(self.test if part is None else self.test.replace("/test", f"/{part}"))
+        topics = dataset.get_topics(self.query_field) if self.query_field else dataset.get_topics()
+        return topics[["qid", "query"]], dataset.get_qrels()
+
+    def test_queries(self, number: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The first so many test queries in a fixed random order, with their judgements."""
+        topics, qrels = self.queries()
+        topics = shuffled(topics).head(number or len(topics))
+        return topics, qrels[qrels["qid"].isin(topics["qid"])]
+
+
+SCIFACT = Collection("SciFact", "irds:beir/scifact/test")
+NFCORPUS = Collection("NFCorpus", "irds:beir/nfcorpus/test", query_field="text")
+VASWANI = Collection("Vaswani", "irds:vaswani", fields=("text",))
+COLLECTIONS = {collection.name: collection for collection in (SCIFACT, NFCORPUS, VASWANI)}
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Training or validation queries of a collection, in a fixed random order."""
+
+    collection: Collection
+    topics: pd.DataFrame
+    qrels: pd.DataFrame
+
+    def candidates(self, depth: int, number: int) -> pd.DataFrame:
+        """BM25's candidates for the first so many."""
+        return self.collection.first_stage(depth)(self.topics.head(number))
+
+
+def clean_splits() -> dict[str, tuple[Queries, Queries]]:
+    """Training and validation queries by collection, cleaned of what is near their test queries.
+
+    SciFact: train queries that are near-duplicates of a test query or share a relevant document with one are dropped;
+    a quarter of the rest, by groups that share relevant documents, is for validation. NFCorpus, whose queries are
+    nearly all linked by shared documents: validation is its dev part less what is near a test query, training its train
+    part less what is near a test or a dev query; **relevant documents stay shared with test**.
+    """
+    topics, qrels = SCIFACT.queries("train")
+    test_topics, test_qrels = SCIFACT.queries()
+    clean = without(topics, near_duplicates(topics, test_topics), sharing_relevant(qrels, test_qrels))
+    scifact = [Queries(SCIFACT, shuffled(part), qrels) for part in split_by_group(clean, qrels, 0.25, seed=42)]
+
+    parts = [NFCORPUS.queries(part) for part in ("train", "dev")]
+    test_topics, _ = NFCORPUS.queries()
+    (train, train_qrels), (dev, dev_qrels) = parts
+    dev = without(dev, near_duplicates(dev, test_topics))
+    train = without(train, near_duplicates(train, test_topics), near_duplicates(train, dev))
+    nfcorpus = [Queries(NFCORPUS, shuffled(train), train_qrels), Queries(NFCORPUS, shuffled(dev), dev_qrels)]
+    return {SCIFACT.name: tuple(scifact), NFCORPUS.name: tuple(nfcorpus)}
+
+
+def shuffled(topics: pd.DataFrame) -> pd.DataFrame:
+    """Topics in a fixed random order."""
+    return topics.iloc[np.random.default_rng(0).permutation(len(topics))].reset_index(drop=True)

