@@ -84,7 +84,7 @@ def reciprocal_rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return 1 / (np.argmax((labels > 0)[ranked], axis=0) + 1.0)
 
 
-def core_criterion(temperature: float = 0.1, calibrated: bool = False) -> Criterion:
+def core_criterion(temperature: float = 0.001, calibrated: bool = False) -> Criterion:
     """CoRe's criterion, on raw attention as published or on calibrated scores."""
     if not temperature > 0 or not np.isfinite(temperature):
         raise ValueError(f"temperature is a number above 0, got {temperature!r}")

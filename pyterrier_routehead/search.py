@@ -1,0 +1,213 @@
+"""Offline search: for each judged list the small set of heads whose summed scores rank it best.
+
+The published procedure (RouteHead, arXiv 2604.24608, as far as it is known) screens a pool of heads by single-head
+quality and then, for each query, adds heads one by one and exchanges them. The paper's objective and stop rule are not
+known to us; nDCG@10 with the ties and stops below is ours. Scores are additive over heads (filter per head), so a set's
+scores are a sum of columns, and all lists are searched at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+
+CUTOFF = 10
+_FEW = 4096
+"""Up to so many sets are tried one and all, which finds the best."""
+_TIE = 1e-5
+"""Weight of the smooth criterion beside nDCG: its range is below 10, and distinct nDCGs differ by more than 1e-4."""
+_GAIN = 1e-9
+
+
+@dataclass(frozen=True)
+class JudgedLists:
+    """Head scores and judgements of several lists, padded to the longest.
+
+    Attributes:
+        scores: float64 [lists, documents, heads], 0 in padding.
+        gains: float64 [lists, documents], labels above 0, else 0.
+        there: bool [lists, documents], False in padding.
+    """
+
+    scores: np.ndarray
+    gains: np.ndarray
+    there: np.ndarray
+
+    @classmethod
+    def of(cls, scores: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> "JudgedLists":
+        """Pad lists of scores [documents, heads] and labels [documents]."""
+        longest = max(len(own) for own in labels)
+        padded = np.zeros((len(labels), longest, scores[0].shape[1]))
+        gains, there = np.zeros(padded.shape[:2]), np.zeros(padded.shape[:2], dtype=bool)
+        for i, (own, label) in enumerate(zip(scores, labels, strict=True)):
+            padded[i, : len(label)] = own
+            gains[i, : len(label)] = np.maximum(label, 0)
+            there[i, : len(label)] = True
+        return cls(padded, gains, there)
+
+    def __getitem__(self, lists: np.ndarray) -> "JudgedLists":
+        return JudgedLists(self.scores[lists], self.gains[lists], self.there[lists])
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def heads(self, columns: np.ndarray) -> "JudgedLists":
+        """The same lists with some of the heads."""
+        return JudgedLists(self.scores[:, :, columns], self.gains, self.there)
+
+
+def ndcg(lists: JudgedLists, sums: np.ndarray, cutoff: int = CUTOFF) -> np.ndarray:
+    """nDCG of several rankings of each list: summed scores [lists, documents, rankings] to [lists, rankings].
+
+    The ideal is that of the list's own documents. Ties keep the first stage's order.
+    """
+    ranked = np.argsort(np.where(lists.there[..., None], -sums, np.inf), axis=1, kind="stable")[:, :cutoff]
+    discounts = 1 / np.log2(np.arange(2, ranked.shape[1] + 2))
+    found = np.einsum("r,qrc->qc", discounts, np.take_along_axis(lists.gains[..., None], ranked, axis=1))
+    ideal = np.sort(lists.gains, axis=1)[:, ::-1][:, :cutoff] @ discounts
+    return found / np.where(ideal > 0, ideal, 1)[:, None]
+
+
+def log_probability(lists: JudgedLists, sums: np.ndarray) -> np.ndarray:
+    """The smooth criterion: mean log-probability of the relevant documents under a softmax over standardised sums.
+
+    Weighted by gains; [lists, documents, rankings] to [lists, rankings]. It looks at the whole list, and scale and shift
+    of the scores do not matter.
+    """
+    there = lists.there[..., None]
+    count = there.sum(axis=1, keepdims=True)
+    centred = np.where(there, sums - np.where(there, sums, 0).sum(axis=1, keepdims=True) / count, 0)
+    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
+    standard = np.where(there, centred / np.where(deviation > 0, deviation, 1), -np.inf)
+    highest = standard.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(standard - highest).sum(axis=1, keepdims=True)) + highest
+    weights = (lists.gains / np.maximum(lists.gains.sum(axis=1, keepdims=True), 1e-12))[..., None]
+    return np.where(weights > 0, weights * (standard - log_sum), 0).sum(axis=1)
+
+
+def objective(lists: JudgedLists, sums: np.ndarray, smooth: float = 0.0) -> np.ndarray:
+    """What a search maximises: [lists, documents, rankings] to [lists, rankings].
+
+    Args:
+        lists: the lists.
+        sums: summed scores.
+        smooth: weight of the smooth criterion against nDCG@10, from 0 (it breaks ties alone) to 1 (nothing else counts).
+    """
+    return (1 - smooth) * ndcg(lists, sums) + max(smooth, _TIE) * log_probability(lists, sums)
+
+
+@dataclass(frozen=True)
+class FoundSets:
+    """What a search has found for each list.
+
+    Attributes:
+        members: bool [lists, heads].
+        before: nDCG@10 of all heads of the pool together, [lists].
+        after: nDCG@10 of the found set, [lists].
+    """
+
+    members: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+def search_sets(
+    lists: JudgedLists, most: int, *, exchange: bool = True, smooth: float = 0.0, prior: np.ndarray | None = None
+) -> FoundSets:
+    """For each list the set of at most so many heads with the highest objective.
+
+    Small pools are searched one and all. Else heads are added one by one, each time the best, as long as the objective
+    grows; then a member is exchanged for another head, or taken out, as long as it grows. Of equals the smaller set wins.
+
+    Args:
+        lists: head scores of the pool's heads, and judgements.
+        most: the largest size of a set (P).
+        exchange: whether to exchange members after adding.
+        smooth: see :func:`objective`.
+        prior: a bonus for each head, [heads] or [lists, heads]; a set gets the mean over its members. It draws labels
+            towards heads that are good over all queries.
+    """
+    heads = lists.scores.shape[2]
+    most = min(most, heads)
+    bonus = np.zeros((len(lists), heads)) if prior is None else np.broadcast_to(prior, (len(lists), heads))
+    if sum(comb(heads, size) for size in range(1, most + 1)) <= _FEW:
+        members = _try_all(lists, most, smooth, bonus)
+    else:
+        members = _add(lists, most, smooth, bonus)
+        if exchange:
+            _exchange(lists, members, smooth, bonus)
+    before, after = (
+        ndcg(lists, np.einsum("qdh,qh->qd", lists.scores, weights)[..., None])[:, 0]
+        for weights in (np.ones_like(members, dtype=float), members.astype(float))
+    )
+    return FoundSets(members, before, after)
+
+
+def _try_all(lists: JudgedLists, most: int, smooth: float, bonus: np.ndarray) -> np.ndarray:
+    heads = lists.scores.shape[2]
+    sets = [own for size in range(1, most + 1) for own in combinations(range(heads), size)]  # smaller ones first
+    chosen = np.zeros((heads, len(sets)))
+    for i, own in enumerate(sets):
+        chosen[list(own), i] = 1
+    members = np.empty((len(lists), heads), dtype=bool)
+    for i in range(len(lists)):
+        one = lists[np.array([i])]
+        values = objective(one, one.scores @ chosen, smooth)[0] + bonus[i] @ chosen / chosen.sum(axis=0)
+        best = int(np.argmax(values > values.max() - _GAIN))
+        members[i] = chosen[:, best] > 0
+    return members
+
+
+def _add(lists: JudgedLists, most: int, smooth: float, bonus: np.ndarray) -> np.ndarray:
+    members = np.zeros((len(lists), lists.scores.shape[2]), dtype=bool)
+    value = np.full(len(lists), -np.inf)
+    growing = np.arange(len(lists))
+    for _ in range(most):
+        own, inside = lists[growing], members[growing]
+        sums = np.einsum("qdh,qh->qd", own.scores, inside.astype(float))[..., None] + own.scores
+        size, total = inside.sum(axis=1, keepdims=True), (bonus[growing] * inside).sum(axis=1, keepdims=True)
+        values = objective(own, sums, smooth) + (total + bonus[growing]) / (size + 1)
+        values[inside] = -np.inf
+        best = values.argmax(axis=1)
+        gained = values[np.arange(len(growing)), best] > value[growing] + _GAIN
+        growing, best, values = growing[gained], best[gained], values[gained]
+        if not len(growing):
+            break
+        members[growing, best] = True
+        value[growing] = values[np.arange(len(growing)), best]
+    return members
+
+
+def _exchange(lists: JudgedLists, members: np.ndarray, smooth: float, bonus: np.ndarray) -> None:
+    """Improve sets in place by single exchanges and removals, the best one at a time."""
+    improving = np.arange(len(lists))
+    while len(improving):
+        own, inside, extra = lists[improving], members[improving], bonus[improving]
+        size = inside.sum(axis=1)
+        whole = np.einsum("qdh,qh->qd", own.scores, inside.astype(float))
+        total = (extra * inside).sum(axis=1)
+        now = objective(own, whole[..., None], smooth)[:, 0] + total / size
+        best_value, best_out, best_in = now.copy(), np.full(len(own), -1), np.full(len(own), -1)
+        places = np.argsort(~inside, axis=1, kind="stable")  # members first
+        for place in range(size.max()):
+            has = np.flatnonzero(size > place)
+            out = places[has, place]
+            less = whole[has] - own.scores[has, :, out]
+            left = (total[has] - extra[has, out])[:, None]
+            part = own[has]
+            values = objective(part, less[..., None] + part.scores, smooth) + (left + extra[has]) / size[has, None]
+            values[inside[has]] = -np.inf
+            removed = objective(part, less[..., None], smooth) + left / np.maximum(size[has, None] - 1, 1)
+            removed[size[has] == 1] = -np.inf
+            values = np.concatenate([values, removed], axis=1)  # the last column takes a member out
+            top = values.argmax(axis=1)
+            value = values[np.arange(len(has)), top]
+            better = value > best_value[has] + _GAIN
+            best_value[has[better]], best_out[has[better]], best_in[has[better]] = value[better], out[better], top[better]
+        changed = np.flatnonzero(best_out >= 0)
+        members[improving[changed], best_out[changed]] = False
+        entering = changed[best_in[changed] < members.shape[1]]
+        members[improving[entering], best_in[entering]] = True
+        improving = improving[changed]
