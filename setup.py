@@ -34,7 +34,12 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["pyterrier_routehead", "pyterrier_routehead.*"]),
     package_data={"pyterrier_routehead": ["py.typed", "sets/*/*.json"]},
-    entry_points={"pyterrier.artifact": ["head_set.json = pyterrier_routehead:HeadSet"]},
+    entry_points={
+        "pyterrier.artifact": [
+            "head_set.json = pyterrier_routehead:HeadSet",
+            "head_router.safetensors = pyterrier_routehead:HeadRouter",
+        ]
+    },
     zip_safe=False,
     install_requires=[
         "python-terrier",

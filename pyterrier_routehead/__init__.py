@@ -32,8 +32,16 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``frames``               between PyTerrier's frames and candidate lists
 ``windows``              lists that do not fit into one prompt
 ``scorer``               `AttentionHeadScorer`: head scores as a column
+``query_encoder``        query embeddings from the frozen model's hidden states
+``evidence``             what a candidate list itself says about its heads
+``search``               offline search for the heads that rank a list best
+``labels``               pseudo labels for a router
+``router``               `HeadRouter`: which heads suit a query
+``training``             trains a router's weights
 ``rerank``               `StaticHeadReranker` and `ICRReranker`
+``judged``               judged candidate lists, and what re-rankers share that learn from them
 ``detect``               `CoReHeadReranker` and `QRHeadReranker`: heads found by ``fit``
+``route``                `RouteHeadReranker`: heads chosen for every query
 =======================  ==============================================================================
 
 Importing the package loads neither torch nor transformers: they come with the first use of a model.
@@ -49,6 +57,8 @@ from .plots import plot_heads, plot_overlap
 from .published import PUBLISHED, published_heads
 from .reading import Reading, ReadingSettings
 from .rerank import ICRReranker, StaticHeadReranker
+from .route import RouteHeadReranker
+from .router import HeadRouter, Selection
 from .scorer import AttentionHeadScorer
 from .shipped import shipped_heads
 from .store import HeadScoreStore
@@ -65,6 +75,7 @@ __all__ = [
     "Detection",
     "FrozenLLM",
     "Head",
+    "HeadRouter",
     "HeadScoreStore",
     "HeadSet",
     "ICRReranker",
@@ -74,6 +85,8 @@ __all__ = [
     "QRHeadReranker",
     "Reading",
     "ReadingSettings",
+    "RouteHeadReranker",
+    "Selection",
     "StaticHeadReranker",
     "StoreError",
     "UnsupportedArchitectureError",

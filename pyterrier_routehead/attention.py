@@ -7,9 +7,10 @@ that uses the registry. What it does is up to the pass that is under way:
 * :class:`DocumentPass` encodes the documents of one or more lists, packed into one sequence, and keeps their keys and
   values;
 * :class:`TailPass` runs the ends of the prompts against those, two tails per list that are blind to each other, and
-  reads the attention of their rows for the chosen heads alone.
+  reads the attention of their rows for the chosen heads alone;
+* :class:`QueryPass` runs a query by itself, for its hidden states.
 
-Either pass ends the forward at its deepest layer as soon as that layer has given what is needed.
+Each pass ends the forward at its deepest layer as soon as that layer has given what is needed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ from functools import cached_property
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from .document_attention import DOCUMENT_ATTENTION, LayerAttention, masked_attention
+from .document_attention import DOCUMENT_ATTENTION, LayerAttention, causal_attention, masked_attention
 from .errors import UnsupportedArchitectureError
 from .heads import Head
 from .prompt import ListPrompt
@@ -32,7 +33,7 @@ ATTENTION_NAME = "routehead"
 
 # Not a keyword argument of the forward, which some architectures (StableLM) do not hand down to their attention. A
 # context variable is a thread's own.
-_under_way: ContextVar["DocumentPass | TailPass | None"] = ContextVar("routehead_pass", default=None)
+_under_way: ContextVar["DocumentPass | TailPass | QueryPass | None"] = ContextVar("routehead_pass", default=None)
 
 _FAR = 1 << 24
 # A GPU wants few large products, a CPU such as stay in its cache.
@@ -110,7 +111,7 @@ def attention_function(
 
 
 @contextmanager
-def under_way(this_pass: "DocumentPass | TailPass") -> Iterator[None]:
+def under_way(this_pass: "DocumentPass | TailPass | QueryPass") -> Iterator[None]:
     """Inside, whatever attention this thread computes is that pass's."""
     token = _under_way.set(this_pass)
     try:
@@ -119,7 +120,7 @@ def under_way(this_pass: "DocumentPass | TailPass") -> Iterator[None]:
         _under_way.reset(token)
 
 
-def is_under_way(this_pass: "DocumentPass | TailPass") -> bool:
+def is_under_way(this_pass: "DocumentPass | TailPass | QueryPass") -> bool:
     """Whether this thread is in that pass."""
     return _under_way.get() is this_pass
 
@@ -343,6 +344,39 @@ class TailPass:
                 visible &= tails[:, None] - torch.cat([documents, tails]) < window
             self._masks[i, window, device] = visible.to(device)
         return self._masks[i, window, device]
+
+
+class QueryPass:
+    """Runs one short text by itself and reads hidden states of some of its tokens.
+
+    Args:
+        ids: the text's ids.
+        rows: the tokens to read.
+        hidden_layers: layers after which to read.
+
+    Attributes:
+        hidden: fp32 [rows, hidden size] by layer.
+    """
+
+    def __init__(self, ids: list[int], rows: slice, hidden_layers: Iterable[int]) -> None:
+        self.ids, self.positions = ids, list(range(len(ids)))
+        self.rows = rows
+        self.hidden_layers = frozenset(hidden_layers)
+        self.hidden: dict[int, torch.Tensor] = {}
+
+    def attend(
+        self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Plain causal attention."""
+        return causal_attention(layer, query, key, value)
+
+    def read_hidden(self, index: int, hidden: torch.Tensor) -> None:
+        """Read a layer's output [1, tokens, hidden size]."""
+        if hidden.dim() != 3:
+            raise UnsupportedArchitectureError("its layers give more than one hidden state per token")
+        self.hidden[index] = hidden[0, self.rows].float()
+        if index >= max(self.hidden_layers):
+            raise ForwardDone
 
 
 def _running_ends(lengths: Iterable[int]) -> list[int]:

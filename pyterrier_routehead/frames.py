@@ -31,6 +31,8 @@ def candidate_lists(frame: pd.DataFrame) -> list[CandidateRows]:
     """
     key = next((column for column in ("rank", "score") if column in frame.columns), None)
     values = None if key is None else pd.to_numeric(frame[key], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    if frame.empty:
+        return []
     numbers, qids = pd.factorize(frame["qid"])
     if (numbers < 0).any():
         raise ValueError(f"column 'qid' has a missing value in row {int(np.argmax(numbers < 0))}, counted from 0")

@@ -16,7 +16,15 @@ import pyterrier as pt
 
 from .errors import MismatchError
 from .heads import Head, HeadsLike, all_heads, parse_heads
-from .reading import ModelIdentity, ReadingSettings, settings_from_json, settings_to_json, shown_settings
+from .reading import (
+    SETTING_NAMES,
+    ModelIdentity,
+    ReadingSettings,
+    resolve_settings,
+    settings_from_json,
+    settings_to_json,
+    shown_settings,
+)
 from .version import __version__
 
 _FILE = "head_set.json"
@@ -79,11 +87,23 @@ class HeadSet(pt.Artifact):
         file = Path(path) / _FILE
         try:
             said = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{path} holds no head set: there is no {_FILE} in it") from None
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}") from None
         self._take(said, str(file))
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> "HeadSet":
+        """A set, in memory, from what :meth:`to_json` gave.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        made = cls.__new__(cls)
+        pt.Artifact.__init__(made, pt.Artifact.NO_PATH)
+        made._take(said, "the head set")
+        return made
 
     @classmethod
     def of(
@@ -106,7 +126,7 @@ class HeadSet(pt.Artifact):
         """
         if isinstance(settings, ReadingSettings):
             settings = {field.name: getattr(settings, field.name) for field in fields(settings)}
-        return cls._made(parse_heads(heads), scores, model, dict(settings or {}), detection, __version__)
+        return cls._made(parse_heads(heads), scores, model, _normal(settings or {}), detection, __version__)
 
     @classmethod
     def _made(
@@ -132,7 +152,6 @@ class HeadSet(pt.Artifact):
                 raise ValueError(f"{what}: there is no head {head} in {self.model}")
         if self.scores is not None and len(self.scores) != len(self.heads):
             raise ValueError(f"{what}: {len(self.scores)} scores for {len(self.heads)} heads")
-        ReadingSettings(**self.settings)  # refuses unknown names and values
 
     # Choosing
 
@@ -159,9 +178,23 @@ class HeadSet(pt.Artifact):
         """The heads of the first so many layers, as if the layers above were cut off (CoRe's pruning)."""
         return self._picked([i for i, head in enumerate(self.heads) if head.layer < layer])
 
+    def subset(self, heads: HeadsLike) -> "HeadSet":
+        """Some of the set's heads, in the set's order.
+
+        Raises:
+            ValueError: naming a head that is not in the set.
+        """
+        wanted = set(parse_heads(heads))
+        if missing := [str(head) for head in wanted - set(self.heads)]:
+            raise ValueError(f"{self!r} lacks the heads {', '.join(sorted(missing))}")
+        return self._picked([i for i, head in enumerate(self.heads) if head in wanted])
+
     def random(self, k: int, seed: int, *, below: int | None = None) -> "HeadSet":
         """A control: k heads drawn evenly from all heads of the model, or of its first ``below`` layers."""
-        pool = all_heads(self.model.num_layers if below is None else below, self.model.num_heads)
+        layers = self.model.num_layers if below is None else below
+        if not 1 <= layers <= self.model.num_layers:
+            raise ValueError(f"below is a number of layers from 1 to {self.model.num_layers}, got {below!r}")
+        pool = all_heads(layers, self.model.num_heads)
         if not 1 <= k <= len(pool):
             raise ValueError(f"k is a number from 1 to the {len(pool)} heads to draw from, got {k!r}")
         drawn = np.random.default_rng(seed).choice(len(pool), size=k, replace=False)
@@ -234,7 +267,8 @@ class HeadSet(pt.Artifact):
 
     # As a value and as a file
 
-    def _said(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """All of the set as plain JSON values."""
         return {
             "format": _FORMAT,
             "heads": [str(head) for head in self.heads],
@@ -252,7 +286,7 @@ class HeadSet(pt.Artifact):
             self.heads = parse_heads(said["heads"])
             self.scores = said["scores"] and tuple(said["scores"])
             self.model = ModelIdentity(**said["model"] | {"fingerprint": tuple(said["model"]["fingerprint"])})
-            self.settings = settings_from_json(said["settings"])
+            self.settings = _normal(settings_from_json(said["settings"]))
             self.detection = said["detection"] and Detection(**said["detection"])
             self.version = said["version"]
             self._check(where)
@@ -272,12 +306,12 @@ class HeadSet(pt.Artifact):
             raise FileExistsError(f"{path} exists already")
         path.parent.mkdir(parents=True, exist_ok=True)
         with pt.io.finalized_directory(str(path.absolute())) as folder:
-            (Path(folder) / _FILE).write_text(json.dumps(self._said(), indent=1) + "\n", encoding="utf-8")
+            (Path(folder) / _FILE).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
             (Path(folder) / "pt_meta.json").write_text(json.dumps(self._build_metadata()) + "\n", encoding="utf-8")
         return HeadSet(path)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, HeadSet) and self._said() == other._said()
+        return isinstance(other, HeadSet) and self.to_json() == other.to_json()
 
     def __hash__(self) -> int:
         return hash((self.heads, self.model))
@@ -285,3 +319,11 @@ class HeadSet(pt.Artifact):
     def __repr__(self) -> str:
         found = f", {self.detection.criterion}" if self.detection else ""
         return f"<HeadSet of {len(self.heads)} heads of {self.model.name}{found}>"
+
+
+def _normal(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, some may be left out, as a reading has them: checked, templates looked up, numbers as plain ones."""
+    if unknown := set(settings) - set(SETTING_NAMES):
+        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(SETTING_NAMES)}")
+    whole = resolve_settings(settings)
+    return {name: getattr(whole, name) for name in settings}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .attention import DocumentPass, TailPass
+    from .attention import DocumentPass, QueryPass, TailPass
     from .encoding import TextEncoder
 
 
@@ -102,6 +102,7 @@ class FrozenLLM:
         *,
         max_layers: int | None = None,
         revision: str | None = None,
+        tokenizer: str | None = None,
         reuse: "FrozenLLM | None" = None,
     ) -> "FrozenLLM":
         """What an ``llm=`` parameter means: the object itself, or a model by name, loaded with so many layers.
@@ -110,6 +111,7 @@ class FrozenLLM:
             llm: the parameter.
             max_layers: how many layers are needed of a model by name; None for all.
             revision: of a model by name.
+            tokenizer: of a model by name, where it is another than its own.
             reuse: what an earlier call gave; returned again if it was made here and still serves.
         """
         if isinstance(llm, FrozenLLM):
@@ -120,12 +122,12 @@ class FrozenLLM:
                 "wrap a loaded model as FrozenLLM(model, tokenizer=...)"
             )
         # A head set calls the default model by the name that it was found under.
-        same = reuse is not None and reuse._made_by_name and reuse.revision == revision
+        same = reuse is not None and reuse._made_by_name and (reuse.revision, reuse.tokenizer) == (revision, tokenizer)
         if same and (reuse.model == llm or (llm is not None and reuse.name == llm)):
             loaded = reuse.max_layers
             if loaded is None or (max_layers is not None and max_layers <= loaded):
                 return reuse
-        made = cls(llm, max_layers=max_layers, revision=revision)
+        made = cls(llm, max_layers=max_layers, revision=revision, tokenizer=tokenizer)
         made._made_by_name = True
         return made
 
@@ -243,7 +245,7 @@ class FrozenLLM:
         ]
         return min(lengths, default=None)
 
-    def forward(self, this_pass: "DocumentPass | TailPass") -> None:
+    def forward(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
         """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
 
         The model's attention implementation and training mode are those of the caller again afterwards, also after an
@@ -271,7 +273,7 @@ class FrozenLLM:
         )
 
     @contextmanager
-    def _prepared(self, loaded: LoadedModel, this_pass: "DocumentPass | TailPass") -> Iterator[None]:
+    def _prepared(self, loaded: LoadedModel, this_pass: "DocumentPass | TailPass | QueryPass") -> Iterator[None]:
         from .attention import ATTENTION_NAME
 
         decoder = loaded.decoder
@@ -354,7 +356,7 @@ class FrozenLLM:
             raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {what}") from error
 
 
-def _hidden_state_hook(this_pass: "TailPass", index: int) -> Callable[..., None]:
+def _hidden_state_hook(this_pass: "TailPass | QueryPass", index: int) -> Callable[..., None]:
     from .attention import is_under_way
 
     def hook(module: object, args: object, output: Any) -> None:

@@ -50,9 +50,11 @@ def plot_overlap(head_sets: Mapping[str, HeadSet], *, k: int = 8, ax: "Axes | No
         ax: where to draw; None makes a new figure.
 
     Raises:
-        ValueError: for sets of models of unlike shape, whose heads cannot be compared.
+        ValueError: for no sets, or sets of models of unlike shape, whose heads cannot be compared.
         ImportError: with the install command, where matplotlib is missing.
     """
+    if not head_sets:
+        raise ValueError("there are no head sets to compare")
     names, sets = list(head_sets), [head_set.top(k) for head_set in head_sets.values()]
     if len({(head_set.model.num_layers, head_set.model.num_heads) for head_set in sets}) > 1:
         raise ValueError("the sets are for models of unlike shape: their heads cannot be compared")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .heads import Head, HeadsLike, all_heads, is_all, resolve_heads
@@ -131,4 +132,5 @@ class ListReader:
 
 def model_identity(llm: FrozenLLM) -> ModelIdentity:
     """Which model this is; loads it."""
-    return ModelIdentity(llm.name, llm.fingerprint, llm.total_layers, llm.num_heads, llm.revision)
+    tokenizer = str(llm.tokenizer) if isinstance(llm.tokenizer, str | Path) else None
+    return ModelIdentity(llm.name, llm.fingerprint, llm.total_layers, llm.num_heads, llm.revision, tokenizer)

@@ -118,6 +118,7 @@ class ModelIdentity:
         num_layers: layers of the whole model.
         num_heads: heads per layer.
         revision: branch, tag or commit on the hub, if one was given.
+        tokenizer: id or folder of another tokenizer than the model's own, if one was given.
     """
 
     name: str
@@ -125,6 +126,7 @@ class ModelIdentity:
     num_layers: int
     num_heads: int
     revision: str | None = None
+    tokenizer: str | None = None
 
     def is_same(self, other: "ModelIdentity") -> bool:
         """Whether shape and weights agree (in the layers that both have loaded), whatever the names."""

@@ -139,10 +139,13 @@ class StaticHeadReranker(pt.Transformer):
         settings = self._settings()
         scores = np.zeros(len(inp))
         if not inp.empty:
-            if self._chosen() is None:
+            heads = self._chosen()
+            if heads is None:
                 raise RuntimeError(f"{type(self).__name__} has no heads yet: fit it, or give it heads")
             lists = candidate_lists(inp)
-            scored = self._sum_vectors(inp, lists) if has_vectors else self._read_text(inp, lists, settings)
+            scored = (
+                self._take_vectors(inp, lists, heads) if has_vectors else self._read_text(inp, lists, heads, settings)
+            )
             if self.verbose:
                 scored = pt.tqdm(scored, total=len(lists), unit="q", desc=str(self))
             for candidates, own in zip(lists, scored, strict=True):
@@ -157,10 +160,14 @@ class StaticHeadReranker(pt.Transformer):
         weighed = ["score"] if self.first_stage_weight else []
         text = ["query", self.text_field, *([] if self.title_field is None else [self.title_field])]
         with pt.validate.any(inp, context=self) as mode:
-            mode.result_frame(["head_scores", "head_reading", *weighed], mode="vectors")
+            mode.result_frame(["head_scores", "head_reading", *self._beside_vectors(), *weighed], mode="vectors")
             # Vectors that lost their reading must not be passed over in silence.
             mode.columns(includes=["qid", "docno", *text, *weighed], excludes=["head_scores"], mode="text")
         return mode.mode == "vectors"
+
+    def _beside_vectors(self) -> list[str]:
+        """Further columns that are needed where a frame brings head scores."""
+        return []
 
     def _settings(self) -> ReadingSettings:
         check_numbers(self.depth, self.batch_size)
@@ -192,7 +199,9 @@ class StaticHeadReranker(pt.Transformer):
 
     # From head scores that are in the frame
 
-    def _sum_vectors(self, inp: pd.DataFrame, lists: Sequence[CandidateRows]) -> Iterator[np.ndarray]:
+    def _take_vectors(
+        self, inp: pd.DataFrame, lists: Sequence[CandidateRows], heads: HeadsLike | HeadSet
+    ) -> Iterator[np.ndarray]:
         if self.token_filter == "sum":
             raise ValueError(
                 "token_filter='sum' filters after summing heads, but the frame has head_scores, read head by head: "
@@ -203,18 +212,23 @@ class StaticHeadReranker(pt.Transformer):
             readings, vectors = vector_rows(inp, candidates)
             for reading in readings:
                 if id(reading) not in chosen:
-                    chosen[id(reading)] = self._columns(reading)
+                    chosen[id(reading)] = self._columns(reading, heads)
             top = slice(0, self.depth)
             own = [
-                np.asarray(vector)[chosen[id(reading)]].sum(dtype=np.float64)
+                np.asarray(vector)[chosen[id(reading)]]
                 for vector, reading in zip(vectors[top], readings[top], strict=True)
             ]
-            yield self._with_first_stage(inp, candidates, np.array(own))
+            yield self._rank(inp, candidates, np.stack(own), heads)
 
-    def _columns(self, reading: Reading) -> list[int]:
+    def _rank(
+        self, inp: pd.DataFrame, candidates: CandidateRows, vectors: np.ndarray, heads: HeadsLike | HeadSet
+    ) -> np.ndarray:
+        """One score a candidate, float64, from its scores by these heads."""
+        return self._with_first_stage(inp, candidates, vectors.sum(axis=1, dtype=np.float64))
+
+    def _columns(self, reading: Reading, heads: HeadsLike | HeadSet) -> list[int]:
         """Places of the heads in vectors of some reading, which must be one that this re-ranker may use."""
         self._check_reading(reading)
-        heads = self._chosen()
         if isinstance(heads, HeadSet):
             self._check_model(heads, reading.model)
             heads.check_settings(reading.settings, allow_mismatch=self.allow_mismatch)
@@ -238,13 +252,13 @@ class StaticHeadReranker(pt.Transformer):
     # From text
 
     def _read_text(
-        self, inp: pd.DataFrame, lists: Sequence[CandidateRows], settings: ReadingSettings
+        self,
+        inp: pd.DataFrame,
+        lists: Sequence[CandidateRows],
+        heads: HeadsLike | HeadSet,
+        settings: ReadingSettings,
     ) -> Iterator[np.ndarray]:
-        heads = self._chosen()
         reader = self._reader(heads, settings)
-        if isinstance(heads, HeadSet):
-            self._warn_of_other_settings(heads)
-            self._check_model(heads, model_identity(reader.llm))
         warned = False
         for start in range(0, len(lists), self.batch_size):
             batch = lists[start : start + self.batch_size]
@@ -257,7 +271,7 @@ class StaticHeadReranker(pt.Transformer):
             read = iter(reader.score([p for p, slides in zip(prompts, too_long, strict=True) if not slides]))
             for rows, candidates, prompt, slides in zip(batch, texts, prompts, too_long, strict=True):
                 if not slides:
-                    yield self._with_first_stage(inp, rows, _summed(next(read), settings))
+                    yield self._rank_read(inp, rows, next(read), reader)
                     continue
                 if not warned:
                     warned = True
@@ -269,14 +283,33 @@ class StaticHeadReranker(pt.Transformer):
                     )
                 yield self._slide(inp, rows, candidates, prompt, reader)
 
+    def _rank_read(
+        self, inp: pd.DataFrame, candidates: CandidateRows, scores: "ListScores", reader: ListReader
+    ) -> np.ndarray:
+        """One score a candidate, float64, from what has been read of a list."""
+        settings = reader.settings
+        if settings.token_filter == "sum":
+            return self._with_first_stage(inp, candidates, scores.summed.astype(np.float64))
+        vectors = scores.vectors(calibrate=settings.calibrate, token_filter=settings.token_filter)
+        return self._rank(inp, candidates, vectors, reader.heads)
+
     def _reader(self, heads: HeadsLike | HeadSet, settings: ReadingSettings) -> ListReader:
-        named = self.llm, None
-        if self.llm is None and isinstance(heads, HeadSet):
-            named = heads.model.name, heads.model.revision
+        own = heads.model if isinstance(heads, HeadSet) else None
+        llm = own.name if self.llm is None and own is not None else self.llm
         self._backbone = FrozenLLM.of(
-            named[0], revision=named[1], max_layers=layers_needed(heads), reuse=self._backbone
+            llm,
+            revision=own.revision if self.llm is None and own is not None else None,
+            tokenizer=own.tokenizer if self.llm is None and own is not None else None,
+            max_layers=self._layers_to_load(heads),
+            reuse=self._backbone,
         )
+        if isinstance(heads, HeadSet):
+            self._warn_of_other_settings(heads)
+            self._check_model(heads, model_identity(self._backbone))
         return ListReader(self._backbone, heads, settings, store=HeadScoreStore.of(self.store))
+
+    def _layers_to_load(self, heads: HeadsLike | HeadSet) -> int | None:
+        return layers_needed(heads)
 
     def _warn_of_other_settings(self, heads: HeadSet) -> None:
         own = settings_by_hand(self._given())
@@ -310,8 +343,8 @@ class StaticHeadReranker(pt.Transformer):
             window = CandidateList(rows.qid, candidates.query, [candidates.candidates[i] for i in numbers])
             own_prompt = reader.prompt(window)
             reader.check_length(window, own_prompt)
-            scores = _summed(reader.score([own_prompt])[0], reader.settings)
-            return self._with_first_stage(inp, CandidateRows(rows.qid, rows.rows[numbers]), scores)
+            (scores,) = reader.score([own_prompt])
+            return self._rank_read(inp, CandidateRows(rows.qid, rows.rows[numbers]), scores, reader)
 
         return slide_windows(lengths, budget, rank)
 
@@ -363,11 +396,3 @@ class ICRReranker(StaticHeadReranker):
 
     def __repr__(self) -> str:
         return "ICRReranker()" if self.depth is None else f"ICRReranker(depth={self.depth})"
-
-
-def _summed(scores: "ListScores", settings: ReadingSettings) -> np.ndarray:
-    """One attention score a candidate, float64: the heads' sum, filtered as the settings say."""
-    if settings.token_filter == "sum":
-        return scores.summed.astype(np.float64)
-    vectors = scores.vectors(calibrate=settings.calibrate, token_filter=settings.token_filter)
-    return vectors.sum(axis=1, dtype=np.float64)

@@ -59,7 +59,7 @@ class JudgedLists:
 
 
 def ndcg(lists: JudgedLists, sums: np.ndarray, cutoff: int = CUTOFF) -> np.ndarray:
-    """nDCG of several rankings of each list: summed scores [lists, documents, rankings] to [lists, rankings].
+    """The nDCG of several rankings of each list: summed scores [lists, documents, rankings] to [lists, rankings].
 
     The ideal is that of the list's own documents. Ties keep the first stage's order.
     """
@@ -73,8 +73,8 @@ def ndcg(lists: JudgedLists, sums: np.ndarray, cutoff: int = CUTOFF) -> np.ndarr
 def log_probability(lists: JudgedLists, sums: np.ndarray) -> np.ndarray:
     """The smooth criterion: mean log-probability of the relevant documents under a softmax over standardised sums.
 
-    Weighted by gains; [lists, documents, rankings] to [lists, rankings]. It looks at the whole list, and scale and shift
-    of the scores do not matter.
+    Weighted by gains; [lists, documents, rankings] to [lists, rankings]. It looks at the whole list; scale and shift of
+    the scores do not matter.
     """
     there = lists.there[..., None]
     count = there.sum(axis=1, keepdims=True)
@@ -84,7 +84,7 @@ def log_probability(lists: JudgedLists, sums: np.ndarray) -> np.ndarray:
     highest = standard.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(standard - highest).sum(axis=1, keepdims=True)) + highest
     weights = (lists.gains / np.maximum(lists.gains.sum(axis=1, keepdims=True), 1e-12))[..., None]
-    return np.where(weights > 0, weights * (standard - log_sum), 0).sum(axis=1)
+    return (weights * np.where(weights > 0, standard - log_sum, 0)).sum(axis=1)
 
 
 def objective(lists: JudgedLists, sums: np.ndarray, smooth: float = 0.0) -> np.ndarray:
@@ -93,7 +93,7 @@ def objective(lists: JudgedLists, sums: np.ndarray, smooth: float = 0.0) -> np.n
     Args:
         lists: the lists.
         sums: summed scores.
-        smooth: weight of the smooth criterion against nDCG@10, from 0 (it breaks ties alone) to 1 (nothing else counts).
+        smooth: weight of the smooth criterion against nDCG@10, from 0 (it only breaks ties) to 1 (it alone counts).
     """
     return (1 - smooth) * ndcg(lists, sums) + max(smooth, _TIE) * log_probability(lists, sums)
 
@@ -119,7 +119,7 @@ def search_sets(
     """For each list the set of at most so many heads with the highest objective.
 
     Small pools are searched one and all. Else heads are added one by one, each time the best, as long as the objective
-    grows; then a member is exchanged for another head, or taken out, as long as it grows. Of equals the smaller set wins.
+    grows; then a member is exchanged for another head, or taken out, as long as it grows. Of equals the smaller wins.
 
     Args:
         lists: head scores of the pool's heads, and judgements.
@@ -205,7 +205,8 @@ def _exchange(lists: JudgedLists, members: np.ndarray, smooth: float, bonus: np.
             top = values.argmax(axis=1)
             value = values[np.arange(len(has)), top]
             better = value > best_value[has] + _GAIN
-            best_value[has[better]], best_out[has[better]], best_in[has[better]] = value[better], out[better], top[better]
+            rows = has[better]
+            best_value[rows], best_out[rows], best_in[rows] = value[better], out[better], top[better]
         changed = np.flatnonzero(best_out >= 0)
         members[improving[changed], best_out[changed]] = False
         entering = changed[best_in[changed] < members.shape[1]]

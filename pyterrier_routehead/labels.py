@@ -1,0 +1,155 @@
+"""Pseudo labels: which heads a router should choose for each training query.
+
+A raw search over one list's judgements finds mostly luck: the best of as many random orders ranks as well as the best
+single head of a list. What is real shows on halves of a list (:func:`half_list_quality`): heads chosen on one half of
+the candidates, scored on the other. The recipes differ in how far they trust a single list.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from .heads import Head
+from .search import JudgedLists, log_probability, ndcg, search_sets
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What a router is trained on.
+
+    Attributes:
+        targets: float64 [lists, heads], from 0 to 1.
+        before: nDCG@10 of all heads of the pool together, [lists].
+        after: nDCG@10 of the labelled heads, summed with the labels as weights, [lists].
+    """
+
+    targets: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+    def table(self, qids: list[str], heads: tuple[Head, ...]) -> pd.DataFrame:
+        """One row a query: its heads, and nDCG@10 of the pool (before) and of the label (after)."""
+        chosen = [" ".join(str(head) for head, label in zip(heads, own, strict=True) if label >= 0.5)
+                  for own in self.targets]
+        sizes = (self.targets >= 0.5).sum(axis=1)
+        columns = {"qid": qids, "heads": chosen, "size": sizes, "before": self.before, "after": self.after}
+        return pd.DataFrame(columns)
+
+
+Recipe = Callable[[JudgedLists, int], np.ndarray]
+"""From judged lists and the largest size of a set to targets [lists, heads]."""
+
+
+def searched(lists: JudgedLists, most: int) -> np.ndarray:
+    """The published procedure: forward selection and exchange on each list's own nDCG@10 (RouteHead, 2604.24608)."""
+    return search_sets(lists, most).members.astype(float)
+
+
+def searched_towards_prior(lists: JudgedLists, most: int) -> np.ndarray:
+    """A search on nDCG@10 and the smooth criterion in equal parts, with a bonus for heads good over all lists."""
+    utility = head_utility(lists)
+    prior = utility.mean(axis=0)
+    spread = prior.std() or 1.0
+    return search_sets(lists, most, smooth=0.5, prior=(prior - prior.mean()) / spread).members.astype(float)
+
+
+def shrunk(lists: JudgedLists, most: int) -> np.ndarray:
+    """The heads with the highest utility on a list after shrinking it towards the mean over lists; always ``most``.
+
+    The share of a single list's evidence that is kept is its reliability: how far a head's utility on one half of the
+    candidates predicts that on the other half, over and above the means.
+    """
+    utility = head_utility(lists)
+    mean = utility.mean(axis=0)
+    posterior = mean + reliability(lists) * (utility - mean)
+    targets = np.zeros_like(posterior)
+    best = np.argsort(-posterior, axis=1, kind="stable")[:, :most]
+    np.put_along_axis(targets, best, 1.0, axis=1)
+    return targets
+
+
+def static(lists: JudgedLists, most: int) -> np.ndarray:
+    """The same heads for every query, those with the highest mean utility: what any other recipe must beat."""
+    targets = np.zeros(lists.scores.shape[::2])
+    targets[:, np.argsort(-head_utility(lists).mean(axis=0), kind="stable")[:most]] = 1.0
+    return targets
+
+
+RECIPES: dict[str, Recipe] = {
+    "search": searched,
+    "search+prior": searched_towards_prior,
+    "shrunk": shrunk,
+}
+"""Label recipes by name."""
+
+
+def make_labels(recipe: str | Recipe, lists: JudgedLists, most: int) -> PseudoLabels:
+    """Labels by a recipe, with nDCG@10 before and after.
+
+    Raises:
+        ValueError: for an unknown recipe, listing the known ones.
+    """
+    if isinstance(recipe, str) and recipe not in RECIPES:
+        raise ValueError(f"there is no label recipe {recipe!r}; known: {', '.join(RECIPES)}; or give a function")
+    targets = (RECIPES[recipe] if isinstance(recipe, str) else recipe)(lists, most)
+    before, after = (
+        ndcg(lists, np.einsum("qdh,qh->qd", lists.scores, weights)[..., None])[:, 0]
+        for weights in (np.ones_like(targets), targets)
+    )
+    return PseudoLabels(targets, before, after)
+
+
+def head_utility(lists: JudgedLists) -> np.ndarray:
+    """How well each head alone ranks each list by the smooth, list-wide criterion: float64 [lists, heads]."""
+    return log_probability(lists, lists.scores)
+
+
+def halves(lists: JudgedLists, seed: int) -> tuple[JudgedLists, JudgedLists]:
+    """Each list's candidates dealt at random into two lists, relevant ones and others evenly.
+
+    Lists with fewer than two relevant or two other candidates cannot be halved and are left out.
+    """
+    rng = np.random.default_rng(seed)
+    relevant = lists.gains > 0
+    enough = ((relevant & lists.there).sum(axis=1) >= 2) & ((~relevant & lists.there).sum(axis=1) >= 2)
+    own = lists[np.flatnonzero(enough)]
+    first = np.zeros_like(own.there)
+    for i in range(len(own)):
+        for kind in (own.gains[i] > 0, (own.gains[i] <= 0) & own.there[i]):
+            first[i, rng.permutation(np.flatnonzero(kind))[::2]] = True
+    return tuple(
+        JudgedLists(np.where(part[..., None], own.scores, 0), np.where(part, own.gains, 0), part)
+        for part in (first & own.there, ~first & own.there)
+    )
+
+
+def reliability(lists: JudgedLists, seed: int = 0) -> float:
+    """How far a head's utility on a half list, less its mean, says what it is on the other half: from 0 to 1.
+
+    The regression slope between halves, raised to whole lists by the Spearman-Brown formula.
+    """
+    one, other = (head_utility(half) for half in halves(lists, seed))
+    if len(one) < 2:
+        return 0.0
+    one, other = one - one.mean(axis=0), other - other.mean(axis=0)
+    # What all heads have in common on a list is the list's difficulty, not a reason to prefer some of them.
+    one, other = one - one.mean(axis=1, keepdims=True), other - other.mean(axis=1, keepdims=True)
+    slope = float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum()))
+    slope = min(max(slope, 0.0), 1.0)
+    return 2 * slope / (1 + slope)
+
+
+def half_list_quality(recipe: str | Recipe, lists: JudgedLists, most: int, seeds: int = 5) -> float:
+    """What labels are worth: mean nDCG@10 on one half of each list's candidates with heads labelled on the other half.
+
+    Labels that are luck do no better here than :func:`static` ones.
+    """
+    values = []
+    for seed in range(seeds):
+        parts = halves(lists, seed)
+        for seen, unseen in (parts, parts[::-1]):
+            targets = make_labels(recipe, seen, most).targets
+            values.append(ndcg(unseen, np.einsum("qdh,qh->qd", unseen.scores, targets)[..., None]).mean())
+    return float(np.mean(values))

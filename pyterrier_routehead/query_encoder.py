@@ -1,0 +1,64 @@
+"""Query embeddings from the frozen model's hidden states, from the query alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .llm import FrozenLLM
+from .template import DEFAULT_TEMPLATE, PromptTemplate
+
+POOLINGS = ("mean", "last")
+
+
+@dataclass(frozen=True)
+class QueryState:
+    """Which hidden state stands for a query.
+
+    The paper (RouteHead, arXiv 2604.24608) takes hidden states of the frozen model; layer, tokens and pooling are not
+    known to us and these are our choice.
+
+    Args:
+        layer: the state after this layer, counted from 0.
+        pooling: ``"mean"`` over the query's tokens, or the ``"last"`` of them.
+        source: ``"query"``: from the query alone, in one short pass; ``"tail"``: the mean over the query's rows in the
+            pass that reads the heads, which has seen the documents: the column ``hidden_state`` of an
+            :class:`AttentionHeadScorer`.
+    """
+
+    layer: int
+    pooling: str = "mean"
+    source: str = "query"
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is one of {', '.join(map(repr, POOLINGS))}, got {self.pooling!r}")
+        if self.source not in ("query", "tail"):
+            raise ValueError(f"source is 'query' or 'tail', got {self.source!r}")
+
+
+def encode_queries(
+    llm: FrozenLLM, queries: Iterable[str], state: QueryState, template: PromptTemplate = DEFAULT_TEMPLATE
+) -> dict[str, np.ndarray]:
+    """Embed queries: the chat markup, the template's query label and the query are run, up to the layer wanted.
+
+    Returns:
+        For each distinct query a float32 array [hidden size].
+
+    Raises:
+        ValueError: for a layer that the model does not have.
+    """
+    from .attention import QueryPass
+
+    if not 0 <= state.layer < llm.num_layers:
+        raise ValueError(f"there is no layer {state.layer} among {llm.num_layers}")
+    encoder = llm.encoder
+    start = encoder.start(encoder.chat(template).prefix) + encoder.markup(template.query_label)
+    found = {}
+    for query in dict.fromkeys(queries):
+        own = encoder.data([f" {query.strip()}"])[0]
+        this_pass = QueryPass(start + own, slice(len(start), None), [state.layer])
+        llm.forward(this_pass)
+        hidden = this_pass.hidden[state.layer]
+        found[query] = (hidden.mean(dim=0) if state.pooling == "mean" else hidden[-1]).cpu().numpy()
+    return found

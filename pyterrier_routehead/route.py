@@ -1,0 +1,389 @@
+"""`RouteHeadReranker`: chooses, for every query, the heads that suit it (RouteHead, arXiv 2604.24608)."""
+
+import numbers
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .criteria import get_criterion
+from .evidence import list_evidence
+from .frames import CandidateRows, candidate_lists, first_stage_scores, object_column, query_text
+from .head_set import HeadSet
+from .heads import HeadsLike, layers_needed
+from .judged import FittedReranker, JudgedList
+from .labels import Recipe, make_labels
+from .llm import FrozenLLM
+from .query_encoder import QueryState, encode_queries
+from .reader import model_identity
+from .reading import ModelIdentity, Reading, ReadingSettings
+from .router import HeadRouter, Selection
+from .search import JudgedLists
+from .store import HeadScoreStore
+from .template import PromptTemplate
+
+_REMEMBERED = 10_000
+"""Query embeddings that a re-ranker keeps."""
+
+
+class RouteHeadReranker(FittedReranker):
+    """Ranks each query by the heads that suit it.
+
+    ``(bm25 % 20 >> text >> RouteHeadReranker()).fit(train_topics, train_qrels, valid_topics, valid_qrels)`` screens a
+    pool of heads on the training queries, searches for each of them the heads that rank its candidates best (pseudo
+    labels), and trains a router to foretell them from the query. Ranking routes each query and sums the heads that were
+    chosen. What the paper leaves unknown to us is our choice, marked so where it is documented: in the modules
+    ``search``, ``labels``, ``router`` and ``training``.
+
+    Columns as for :class:`StaticHeadReranker`. A router that embeds the query alone needs ``query`` behind a scorer
+    too, and one that embeds it from the re-ranking pass needs the scorer's ``hidden_state``; a router that looks at the list
+    needs ``score`` if it was trained with it. With ``routed_heads`` the chosen heads are written to a column of that
+    name: a tuple of ``"layer-head"`` strings in each row that was ranked.
+
+    On text, a query is routed before its documents are read, and no layer above the deepest of its heads is run (a
+    router that looks at the list needs all heads of the pool).
+
+    After ``fit``, ``router_`` is a :class:`HeadRouter`, to be saved and shared; ``labels_`` is the table of pseudo
+    labels (heads, nDCG@10 before and after), ``left_out_`` the number of training lists that tell nothing, and
+    ``report_`` the losses and held-out nDCG@10 of each epoch.
+
+    Args:
+        router: a :class:`HeadRouter` instead of ``fit``.
+        llm: see :class:`StaticHeadReranker`, as for whatever is not listed here.
+        pool_size: how many heads are screened into the pool (K).
+        max_heads: the largest number of heads a query (P).
+        max_layer: only heads of so many layers (int) or of that share of them (float up to 1.0).
+        labels: how pseudo labels are made: ``"search"``, the published procedure on a list's own nDCG@10;
+            ``"search+prior"`` or ``"shrunk"``, which trust a single list less; or a function: see
+            :mod:`~pyterrier_routehead.labels`.
+        layer: the layer whose hidden state embeds the query; None for the middle one.
+        pooling: ``"mean"`` over the query's tokens, or the ``"last"`` of them.
+        source: ``"query"``: embed the query alone, in one short pass; ``"tail"``: take the column ``hidden_state``.
+        evidence: let the router look at the list's own evidence too (an extension of ours).
+        threshold: heads with at least this probability are chosen.
+        min_heads: so many heads at least.
+        weighted: weigh heads by their probabilities instead of evenly.
+        static_heads: so many of the best heads over all queries are always in; routed ones come in addition.
+        unsure: where no probability reaches this, the best ``max_heads`` heads over all queries rank.
+        hold_out: share of the training queries that is held out to choose the epoch, where no validation queries are
+            given.
+        training: settings of the training by name; see :class:`~pyterrier_routehead.training.TrainingSettings`.
+        seed: of everything random in ``fit``.
+        routed_heads: also write the column ``routed_heads``.
+        detection_data: the training queries' name, kept in the router.
+    """
+
+    schematic = {"label": "RouteHead", "help_url": "https://arxiv.org/abs/2604.24608"}
+
+    router_: HeadRouter
+    labels_: pd.DataFrame
+    left_out_: int
+    report_: pd.DataFrame
+
+    def __init__(
+        self,
+        router: HeadRouter | None = None,
+        *,
+        llm: FrozenLLM | str | None = None,
+        pool_size: int = 64,
+        max_heads: int = 8,
+        max_layer: int | float | None = None,
+        labels: str | Recipe = "shrunk",
+        layer: int | None = None,
+        pooling: str = "mean",
+        source: str = "query",
+        evidence: bool = False,
+        threshold: float = 0.5,
+        min_heads: int = 1,
+        weighted: bool = False,
+        static_heads: int = 0,
+        unsure: float = 0.0,
+        hold_out: float = 0.2,
+        training: dict[str, Any] | None = None,
+        seed: int = 0,
+        routed_heads: bool = False,
+        detection_data: str | None = None,
+        prompt: PromptTemplate | str | None = None,
+        document_order: str | None = None,
+        document_attention: str | None = None,
+        max_doc_tokens: int | None = None,
+        calibrate: bool | None = None,
+        token_filter: str | None = None,
+        depth: int | None = None,
+        first_stage_weight: float = 0.0,
+        allow_mismatch: bool = False,
+        store: HeadScoreStore | str | None = None,
+        batch_size: int = 1,
+        text_field: str = "text",
+        title_field: str | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.router = router
+        self.pool_size = pool_size
+        self.max_heads = max_heads
+        self.max_layer = max_layer
+        self.labels = labels
+        self.layer = layer
+        self.pooling = pooling
+        self.source = source
+        self.evidence = evidence
+        self.threshold = threshold
+        self.min_heads = min_heads
+        self.weighted = weighted
+        self.static_heads = static_heads
+        self.unsure = unsure
+        self.hold_out = hold_out
+        self.training = training
+        self.seed = seed
+        self.routed_heads = routed_heads
+        self.detection_data = detection_data
+        self._embedded: dict[tuple[int, QueryState, str], np.ndarray] = {}
+        self._query_llm: FrozenLLM | None = None
+        self._read_layers: tuple[int, ...] = ()
+        self._routes: dict[str, tuple[str, ...]] = {}
+        super().__init__(
+            None,
+            llm=llm,
+            prompt=prompt,
+            document_order=document_order,
+            document_attention=document_attention,
+            max_doc_tokens=max_doc_tokens,
+            calibrate=calibrate,
+            token_filter=token_filter,
+            depth=depth,
+            first_stage_weight=first_stage_weight,
+            allow_mismatch=allow_mismatch,
+            store=store,
+            batch_size=batch_size,
+            text_field=text_field,
+            title_field=title_field,
+            verbose=verbose,
+        )
+
+    def __repr__(self) -> str:
+        depth = "" if self.depth is None else f", depth={self.depth}"
+        return f"RouteHeadReranker(max_heads={self.max_heads}{depth})"
+
+    # Ranking
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Route each query and rank anew; see the class."""
+        self._routes = {}
+        out = super().transform(inp)
+        if not self.routed_heads:
+            return out
+        column = object_column(len(inp))
+        for candidates in candidate_lists(inp) if len(inp) else ():
+            for row in candidates.rows[: self.depth]:
+                column[row] = self._routes[candidates.qid]
+        return out.assign(routed_heads=column)
+
+    def _active(self) -> HeadRouter | None:
+        """The router in use: given or fitted, choosing as the arguments say at this moment."""
+        if self.router is not None:
+            return self.router
+        fitted = getattr(self, "router_", None)
+        return None if fitted is None else fitted.with_selection(self._selection())
+
+    def _selection(self) -> Selection:
+        return Selection(
+            self.threshold, self.min_heads, self.max_heads, self.weighted, self.static_heads, self.unsure
+        )
+
+    def _chosen(self) -> HeadSet | None:
+        router = self._active()
+        return None if router is None else router.pool
+
+    def _settings(self) -> ReadingSettings:
+        self._selection()
+        for name in ("pool_size", "max_heads"):
+            number = getattr(self, name)
+            if not isinstance(number, numbers.Integral) or isinstance(number, bool) or number < 1:
+                raise ValueError(f"{name} is a number of heads from 1, got {number!r}")
+        if not 0 < self.hold_out < 1:
+            raise ValueError(f"hold_out is a share between 0 and 1, got {self.hold_out!r}")
+        QueryState(self.layer or 0, self.pooling, self.source)
+        if self.router is not None and not isinstance(self.router, HeadRouter):
+            raise TypeError(f"router is a HeadRouter or None, got {type(self.router).__name__}")
+        settings = super()._settings()
+        if settings.token_filter == "sum":
+            raise ValueError("token_filter='sum' has no scores per head to route over: use 'head' or 'none'")
+        return settings
+
+    def _beside_vectors(self) -> list[str]:
+        router = self._active()
+        source = self.source if router is None else router.state.source
+        return ["query" if source == "query" else "hidden_state"]
+
+    def _layers_to_load(self, heads: HeadsLike | HeadSet) -> int | None:
+        router = self._active()
+        if router is None or layers_needed(heads) is None:
+            return None
+        # Whichever heads the next query is given, the model is loaded once.
+        return max(layers_needed(router.pool), router.state.layer + 1)
+
+    def _read_text(
+        self, inp: pd.DataFrame, lists: Sequence[CandidateRows], heads: HeadSet, settings: ReadingSettings
+    ) -> Iterator[np.ndarray]:
+        router = self._active()
+        if router.state.source == "tail":
+            raise ValueError(
+                "this router embeds queries by the column 'hidden_state': put it behind "
+                f"AttentionHeadScorer(hidden_layers=[{router.state.layer}])"
+            )
+        self._query_llm = None
+        if router.uses_evidence:
+            yield from super()._read_text(inp, lists, heads, settings)
+            return
+        llm = self._reader(heads, settings).llm
+        for start in range(0, len(lists), self.batch_size):
+            batch = lists[start : start + self.batch_size]
+            weights = [router.route(self._embed(llm, query_text(inp, own), router.state)) for own in batch]
+            needed = np.any(np.stack(weights) > 0, axis=0)
+            chosen = heads.subset([head for head, one in zip(heads, needed, strict=True) if one])
+            yield from super()._read_text(inp, batch, chosen, settings)
+
+    def _columns(self, reading: Reading, heads: HeadSet) -> list[int]:
+        self._ready(reading)
+        return super()._columns(reading, heads)
+
+    def _rank(
+        self, inp: pd.DataFrame, candidates: CandidateRows, vectors: np.ndarray, heads: HeadsLike | HeadSet
+    ) -> np.ndarray:
+        router = self._active()
+        evidence = self._evidence(inp, candidates, vectors) if router.uses_evidence else None
+        weights = router.route(self._state(inp, candidates, router.state), evidence)
+        self._routes[candidates.qid] = tuple(
+            str(head) for head, weight in zip(router.pool, weights, strict=True) if weight > 0
+        )
+        weight_of = dict(zip(router.pool, weights, strict=True))
+        own = np.array([weight_of[head] for head in heads])
+        return self._with_first_stage(inp, candidates, vectors.astype(np.float64) @ own)
+
+    # What the router looks at
+
+    def _ready(self, reading: Reading) -> None:
+        """Have a model to embed queries for head scores of some reading."""
+        self._read_layers = reading.hidden_layers
+        state = self._wanted_state(reading.model) if self._active() is None else self._active().state
+        if state.source == "tail":
+            if state.layer not in reading.hidden_layers:
+                raise ValueError(
+                    f"hidden_state holds the layers {list(reading.hidden_layers)}, the router needs {state.layer}: "
+                    f"AttentionHeadScorer(hidden_layers=[{state.layer}])"
+                )
+            return
+        named = (self.llm, None) if self.llm is not None else (reading.model.name, reading.model.revision)
+        self._query_llm = FrozenLLM.of(
+            named[0], revision=named[1], max_layers=state.layer + 1, reuse=self._query_llm
+        )
+        reading.check_model(model_identity(self._query_llm))
+
+    def _wanted_state(self, model: ModelIdentity) -> QueryState:
+        layer = model.num_layers // 2 if self.layer is None else self.layer
+        return QueryState(layer, self.pooling, self.source)
+
+    def _state(self, inp: pd.DataFrame, candidates: CandidateRows, state: QueryState) -> np.ndarray:
+        if state.source == "tail":
+            hidden = inp["hidden_state"].iloc[candidates.rows[0]]
+            return np.asarray(hidden)[self._read_layers.index(state.layer)]
+        llm = self._query_llm if self._query_llm is not None else self._backbone
+        return self._embed(llm, query_text(inp, candidates), state)
+
+    def _embed(self, llm: FrozenLLM, query: str, state: QueryState) -> np.ndarray:
+        key = id(llm), state, query
+        if key not in self._embedded:
+            if len(self._embedded) >= _REMEMBERED:
+                self._embedded.clear()
+            self._embedded[key] = encode_queries(llm, [query], state)[query]
+        return self._embedded[key]
+
+    def _evidence(self, inp: pd.DataFrame, candidates: CandidateRows, vectors: np.ndarray) -> np.ndarray:
+        first = None
+        if "score" in inp.columns:
+            first = first_stage_scores(inp, candidates, len(vectors))
+        return list_evidence(vectors, first)
+
+    # Learning
+
+    def fit(
+        self,
+        topics_or_res_tr: pd.DataFrame,
+        qrels_tr: pd.DataFrame,
+        topics_or_res_va: pd.DataFrame | None = None,
+        qrels_va: pd.DataFrame | None = None,
+    ) -> "RouteHeadReranker":
+        """Screen heads, make pseudo labels and train the router; see the class for what is set.
+
+        Pool and labels come from the training queries alone, less those that are held out to choose the epoch;
+        validation queries, if given, are held out instead.
+
+        Args:
+            topics_or_res_tr: candidates of the training queries, with text or head scores as for ``transform``.
+            qrels_tr: their judgements: ``qid``, ``docno`` and ``label``. Above 0 is relevant.
+            topics_or_res_va: candidates of validation queries.
+            qrels_va: their judgements.
+
+        Raises:
+            ValueError: where no list tells anything, a query is in both parts, or a router was given.
+        """
+        from .training import RoutingData, TrainingSettings, train
+
+        if self.router is not None:
+            raise ValueError("RouteHeadReranker was given a router: leave it out to train one")
+        self.__dict__.pop("router_", None)
+        self._settings()
+        criterion = get_criterion("ndcg@10")
+        reading, lists = self._judged(topics_or_res_tr, qrels_tr, [criterion], None)
+        self.left_out_ = topics_or_res_tr["qid"].nunique() - len(lists)
+        if topics_or_res_va is None:
+            held_frame = topics_or_res_tr
+            order = np.random.default_rng(self.seed).permutation(len(lists))
+            count = max(1, round(self.hold_out * len(lists)))
+            held, lists = [lists[i] for i in order[:count]], [lists[i] for i in sorted(order[count:])]
+        else:
+            held_frame = topics_or_res_va
+            if both := set(topics_or_res_tr["qid"].astype(str)) & set(topics_or_res_va["qid"].astype(str)):
+                raise ValueError(f"{len(both)} queries are in training and validation, such as {min(both)!r}")
+            other, held = self._judged(topics_or_res_va, qrels_va, [criterion], None)
+            if other.heads != reading.heads or not other.same_but_heads(reading):
+                raise ValueError("the validation lists were read otherwise than the training lists")
+        if len(lists) < 2:
+            raise ValueError(f"{len(lists)} training lists tell something about heads: too few to learn from")
+        state = self._wanted_state(reading.model)
+        self._query_llm = None
+        if self._has_vectors(topics_or_res_tr):
+            self._ready(reading)
+        pool = self._within(self._head_set(criterion, reading, lists)).top(self.pool_size)
+        columns = reading.columns(pool)
+
+        def gathered(frame: pd.DataFrame, own: Sequence[JudgedList]) -> RoutingData:
+            vectors = [one.vectors[:, columns] for one in own]
+            evidence = None
+            if self.evidence:
+                parts = [self._evidence(frame, one.candidates, v) for one, v in zip(own, vectors, strict=True)]
+                evidence = np.stack(parts)
+            states = np.stack([self._state(frame, one.candidates, state) for one in own])
+            return RoutingData(states, JudgedLists.of(vectors, [one.labels for one in own]), evidence)
+
+        data, held_out = gathered(topics_or_res_tr, lists), gathered(held_frame, held)
+        labels = make_labels(self.labels, data.lists, self.max_heads)
+        qids = [one.candidates.qid for one in lists]
+        if not set(qids).isdisjoint(one.candidates.qid for one in held):
+            raise AssertionError("a held-out query has a label")
+        self.labels_ = labels.table(qids, pool.heads)
+        settings = TrainingSettings(**{"seed": self.seed, **(self.training or {})})
+        weights, self.report_ = train(replace(data, targets=labels.targets), held_out, self._selection(), settings)
+        best = self.report_["held-out nDCG@10"].idxmax()
+        said = {
+            "labels": self.labels if isinstance(self.labels, str) else getattr(self.labels, "__name__", "own"),
+            "training queries": len(lists),
+            "held-out queries": len(held),
+            "left out": int(self.left_out_),
+            "epoch": int(self.report_["epoch"][best]),
+            "held-out nDCG@10": float(self.report_["held-out nDCG@10"][best]),
+        }
+        self.router_ = HeadRouter.of(pool, weights, state=state, selection=self._selection(), report=said)
+        return self
