@@ -77,7 +77,9 @@ def together(read: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.concat(frames, ignore_index=True), pd.concat(qrels, ignore_index=True)
 
 
-def detect(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid: int) -> None:
+def detect(
+    llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid: int, results: Path
+) -> None:
     """Find heads, choose k and temperature, compare sets of several sizes of the training data; write all of it."""
     judged = read_judged(llm, reading, store, 0, train)
     frame, qrels = together(judged)
@@ -88,19 +90,19 @@ def detect(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, vali
         start = time.perf_counter()
         method.fit(frame, qrels, valid_frame, valid_qrels)
         print(f"{reading}, {name}: fitted in {time.perf_counter() - start:.1f} s on head scores that had been read")
-        folder = RESULTS / "heads" / reading / name.replace(" ", "-")
+        folder = results / "heads" / reading / name.replace(" ", "-")
         shutil.rmtree(folder, ignore_errors=True)
         method.head_set_.save(folder)
         tried.append(method.validation_.assign(method=name, queries=valid))
     table = pd.concat(tried, ignore_index=True).round(4)
-    table.to_csv(RESULTS / f"validation-{reading}.csv", index=False)
-    stability(judged, qrels, reading)
+    table.to_csv(results / f"validation-{reading}.csv", index=False)
+    stability(judged, qrels, reading, results)
 
 
-def stability(judged: dict, qrels: pd.DataFrame, reading: str) -> None:
+def stability(judged: dict, qrels: pd.DataFrame, reading: str, results: Path) -> None:
     """How many of the first 8 heads stay the same with fewer queries, other data and other criteria."""
     all_of_them, _ = together(judged)
-    temperature = HeadSet(RESULTS / "heads" / reading / "CoRe").detection.settings["temperature"]
+    temperature = HeadSet(results / "heads" / reading / "CoRe").detection.settings["temperature"]
     methods = {
         "CoRe": CoReHeadReranker(temperature=temperature),
         "QR": QRHeadReranker(criterion="qr"),
@@ -123,10 +125,10 @@ def stability(judged: dict, qrels: pd.DataFrame, reading: str) -> None:
         one, other = (sets[name, f"{collection} alone"] for collection in judged)
         rows.append({"criterion": name, "queries": "one collection against the other",
                      "common with all": round(8 * one.overlap(other))})
-    pd.DataFrame(rows).to_csv(RESULTS / f"stability-{reading}.csv", index=False)
+    pd.DataFrame(rows).to_csv(results / f"stability-{reading}.csv", index=False)
 
 
-def positions(llm: FrozenLLM, store: HeadScoreStore, number: int, places: int) -> None:
+def positions(llm: FrozenLLM, store: HeadScoreStore, number: int, places: int, results: Path) -> None:
     """CoRe's position protocol against the first stage's order, on the first SciFact training queries that count."""
     queries, _ = clean_splits()[SCIFACT.name]
     frame = queries.candidates(20, 2 * number)
@@ -153,7 +155,7 @@ def positions(llm: FrozenLLM, store: HeadScoreStore, number: int, places: int) -
         }
         for setting in (*TEMPERATURES, "QR")
     ]
-    pd.DataFrame(rows).to_csv(RESULTS / "positions.csv", index=False)
+    pd.DataFrame(rows).to_csv(results / "positions.csv", index=False)
 
 
 def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid: int) -> None:
@@ -175,9 +177,9 @@ def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid:
         found.save(folder)
 
 
-def systems(reading: str) -> dict[str, pt.Transformer]:
+def systems(reading: str, results: Path) -> dict[str, pt.Transformer]:
     """Re-rankers on head scores: ICR, random heads, and each method's heads for every k."""
-    found = {path.name.replace("-", " "): HeadSet(path) for path in sorted((RESULTS / "heads" / reading).iterdir())}
+    found = {path.name.replace("-", " "): HeadSet(path) for path in sorted((results / "heads" / reading).iterdir())}
     any_set = next(iter(found.values()))
     plain = {"ICR": "all", **{f"random 8, seed {seed}": any_set.random(8, seed) for seed in range(5)}}
     plain |= {f"{name} {k}": head_set.top(k) for name, head_set in found.items() for k in KS}
@@ -193,12 +195,20 @@ def systems(reading: str) -> dict[str, pt.Transformer]:
     return made
 
 
-def test(llm: FrozenLLM, collection: Collection, depth: int, reading: str, store: HeadScoreStore, number: int) -> None:
+def test(
+    llm: FrozenLLM,
+    collection: Collection,
+    depth: int,
+    reading: str,
+    store: HeadScoreStore,
+    number: int | None,
+    results: Path,
+) -> None:
     """Evaluate all systems on a collection's test queries; one value a query goes to a file."""
     topics, qrels = collection.test_queries(number)
     candidates = collection.first_stage(depth)
     scored = candidates >> scorer(llm, reading, store, collection.title_field)
-    rankers = systems(reading)
+    rankers = systems(reading, results)
     values = pt.Experiment(
         [candidates, *(scored >> ranker for ranker in rankers.values())],
         topics,
@@ -213,14 +223,14 @@ def test(llm: FrozenLLM, collection: Collection, depth: int, reading: str, store
     # Queries that find nothing count as 0.
     everything = pd.MultiIndex.from_product([[str(m) for m in MEASURES], topics["qid"]], names=["measure", "qid"])
     wide = wide.reindex(everything).fillna(0.0).round(4)
-    wide.to_csv(RESULTS / f"perquery-{collection.name}-{depth}-{reading}.csv")
+    wide.to_csv(results / f"perquery-{collection.name}-{depth}-{reading}.csv")
 
 
-def tables() -> None:
+def tables(results: Path) -> None:
     """Means, intervals and tests from the values per query that are there."""
     rows = []
     for name, depth, reading in product(COLLECTIONS, DEPTHS, READINGS):
-        file = RESULTS / f"perquery-{name}-{depth}-{reading}.csv"
+        file = results / f"perquery-{name}-{depth}-{reading}.csv"
         if not file.exists():
             continue
         values = pd.read_csv(file, index_col=["measure", "qid"])
@@ -228,7 +238,7 @@ def tables() -> None:
         random = {s: ndcg[[c for c in ndcg if c.startswith("random") and c.endswith("BM25") == bool(s)]].mean(axis=1)
                   for s in ("", " + BM25")}
         ndcg = ndcg.assign(**{f"random 8, mean of 5{s}": column for s, column in random.items()})
-        chosen = chosen_k(reading)
+        chosen = chosen_k(reading, results)
         for system in ndcg:
             own, suffix = ndcg[system], " + BM25" if system.endswith("+ BM25") else ""
             resampled = stats.bootstrap((own,), np.mean, n_resamples=2000, rng=0, method="percentile")
@@ -242,16 +252,16 @@ def tables() -> None:
                 **p, "k chosen on validation": system.removesuffix(suffix) in chosen,
             })
     table = pd.DataFrame(rows).round(4)
-    table.to_csv(RESULTS / "table.csv", index=False)
+    table.to_csv(results / "table.csv", index=False)
     shown = table[table["k chosen on validation"] | table["system"].str.match("BM25|ICR|random 8, mean")]
     for (name, depth, reading), own in shown.groupby(["collection", "depth", "reading"], sort=False):
         print(f"\n{name}, top {depth}, {reading}, {own['queries'].iloc[0]} queries")
         print(own.drop(columns=["collection", "depth", "reading", "queries"]).to_string(index=False))
 
 
-def chosen_k(reading: str) -> set[str]:
+def chosen_k(reading: str, results: Path) -> set[str]:
     """Each method with the k that was best on validation."""
-    tried = pd.read_csv(RESULTS / f"validation-{reading}.csv")
+    tried = pd.read_csv(results / f"validation-{reading}.csv")
     best = tried.loc[tried.groupby("method")["nDCG@10"].idxmax()]
     return {f"{method} {k}" for method, k in zip(best["method"], best["k"], strict=True)}
 
@@ -266,26 +276,27 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", default=["detect", "positions", "test", "tables"])
     parser.add_argument("--readings", nargs="+", default=READINGS)
     parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS))
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the tables")
     parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
     args = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    args.output.mkdir(parents=True, exist_ok=True)
     store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
     llm = FrozenLLM(packaged_gguf(), dtype="bfloat16")  # the hub's SmolLM2 has other weights than the GGUF
     for reading in args.readings:
         if "detect" in args.steps:
-            detect(llm, reading, store, args.train, args.valid)
+            detect(llm, reading, store, args.train, args.valid, args.output)
         if "ship" in args.steps:
             ship(llm, reading, store, args.train, args.valid)
     if "positions" in args.steps:
-        positions(llm, store, 50, 3)
+        positions(llm, store, 50, 3, args.output)
     if "test" in args.steps:
         for (depth, number), reading, name in product(
             zip(DEPTHS, args.test, strict=True), args.readings, args.collections
         ):
             if number != 0:
-                test(llm, COLLECTIONS[name], depth, reading, store, number)
+                test(llm, COLLECTIONS[name], depth, reading, store, number, args.output)
     if "tables" in args.steps:
-        tables()
+        tables(args.output)
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ class RouteHeadReranker(FittedReranker):
     ``search``, ``labels``, ``router`` and ``training``.
 
     Columns as for :class:`StaticHeadReranker`. A router that embeds the query alone needs ``query`` behind a scorer
-    too, and one that embeds it from the re-ranking pass needs the scorer's ``hidden_state``; a router that looks at the list
-    needs ``score`` if it was trained with it. With ``routed_heads`` the chosen heads are written to a column of that
-    name: a tuple of ``"layer-head"`` strings in each row that was ranked.
+    too, and one that embeds it from the re-ranking pass needs the scorer's ``hidden_state``; a router that looks at the
+    list needs ``score`` if it was trained with it. With ``routed_heads`` the chosen heads are written to a column of
+    that name: a tuple of ``"layer-head"`` strings in each row that was ranked.
 
     On text, a query is routed before its documents are read, and no layer above the deepest of its heads is run (a
     router that looks at the list needs all heads of the pool).
