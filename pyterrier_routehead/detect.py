@@ -14,10 +14,10 @@ import pandas as pd
 
 from .criteria import Criterion, core_criterion, get_criterion
 from .head_set import HeadSet
-from .heads import HeadsLike, is_all
+from .heads import HeadsLike
 from .judged import MEASURE, FittedReranker
 from .llm import FrozenLLM
-from .reading import ModelIdentity, ReadingSettings
+from .reading import ModelIdentity, Reading, ReadingSettings
 from .shipped import is_shipped, is_shipped_model, shipped_heads
 from .store import HeadScoreStore
 from .template import PromptTemplate
@@ -99,8 +99,6 @@ class _DetectedHeadReranker(FittedReranker):
         heads = self.heads if self.heads is not None else getattr(self, "head_set_", None)
         if self._uses_shipped():
             heads = shipped_heads(self._ships, self._attention())
-        if heads is None or is_all(heads):
-            return heads
         if not isinstance(heads, HeadSet):
             return heads
         ks = _listed(self.k)
@@ -119,6 +117,12 @@ class _DetectedHeadReranker(FittedReranker):
 
     def _attention(self) -> str:
         return self.document_attention or "listwise"
+
+    def _columns(self, reading: Reading, heads: HeadsLike | HeadSet) -> list[int]:
+        own = reading.settings.document_attention
+        if self._uses_shipped() and is_shipped(self._ships, own, self.llm):
+            heads = self._within(shipped_heads(self._ships, own)).top(_listed(self.k)[0])
+        return super()._columns(reading, heads)
 
     def _check_model(self, heads: HeadSet, model: ModelIdentity) -> None:
         if not self._uses_shipped():

