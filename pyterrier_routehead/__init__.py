@@ -24,6 +24,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``kernel``               head scores of candidate lists
 ``store``                `HeadScoreStore`: head scores on disk
 ``reading``              what a vector of head scores speaks of
+``saving``               writes artifacts whole or not at all
 ``head_set``             `HeadSet`: heads that rank well and where they come from, to be shared
 ``published``            head lists from the papers' own repositories
 ``plots``                heat maps and overlaps of head sets

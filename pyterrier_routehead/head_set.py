@@ -25,6 +25,7 @@ from .reading import (
     settings_to_json,
     shown_settings,
 )
+from .saving import as_json, save_artifact
 from .version import __version__
 
 _FILE = "head_set.json"
@@ -301,13 +302,7 @@ class HeadSet(pt.Artifact):
         Raises:
             FileExistsError: where the path exists already.
         """
-        path = Path(path)
-        if path.exists():
-            raise FileExistsError(f"{path} exists already")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pt.io.finalized_directory(str(path.absolute())) as folder:
-            (Path(folder) / _FILE).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-            (Path(folder) / "pt_meta.json").write_text(json.dumps(self._build_metadata()) + "\n", encoding="utf-8")
+        save_artifact(self, path, {_FILE: as_json(self.to_json())})
         return HeadSet(path)
 
     def __eq__(self, other: object) -> bool:

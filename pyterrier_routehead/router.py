@@ -16,6 +16,7 @@ import pyterrier as pt
 
 from .head_set import HeadSet
 from .query_encoder import QueryState
+from .saving import as_json, save_artifact
 from .version import __version__
 
 _JSON, _WEIGHTS = "router.json", "router.safetensors"
@@ -186,11 +187,8 @@ class HeadRouter(pt.Artifact):
         Raises:
             FileExistsError: where the path exists already.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        path = Path(path)
-        if path.exists():
-            raise FileExistsError(f"{path} exists already")
         said = {
             "format": _FORMAT,
             "pool": self.pool.to_json(),
@@ -199,11 +197,7 @@ class HeadRouter(pt.Artifact):
             "report": self.report,
             "version": self.version,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pt.io.finalized_directory(str(path.absolute())) as folder:
-            (Path(folder) / _JSON).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-            save_file(self.weights, Path(folder) / _WEIGHTS)
-            (Path(folder) / "pt_meta.json").write_text(json.dumps(self._build_metadata()) + "\n", encoding="utf-8")
+        save_artifact(self, path, {_JSON: as_json(said), _WEIGHTS: save(self.weights)})
         return HeadRouter(path)
 
     def __repr__(self) -> str:

@@ -46,7 +46,7 @@ def test_sets_say_where_they_come_from(criterion, document_attention):
 
 
 def test_unknown_sets_are_named():
-    with pytest.raises(ValueError, match="no set 'mine'.*core-listwise"):
+    with pytest.raises(ValueError, match=r"no set 'mine'.*core-listwise"):
         shipped_heads("mine")
 
 
@@ -93,7 +93,7 @@ def test_another_model_needs_fit():
     with pytest.raises(RuntimeError, match="no heads yet"):
         CoReHeadReranker(llm=llm)(two_queries())
     scored = AttentionHeadScorer(llm=llm)(two_queries())
-    with pytest.raises(RuntimeError, match="has no heads for LlamaModel.*fit it"):
+    with pytest.raises(RuntimeError, match=r"has no heads for LlamaModel.*fit it"):
         CoReHeadReranker()(scored)
 
 
