@@ -4,6 +4,7 @@ SmolLM2-135M-Instruct from the hub and from a Q4_1 GGUF file differ, and so do t
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,31 @@ def layer_hash(layer: "torch.nn.Module") -> str:
         digest.update(f"{name}:{tuple(weights.shape)}".encode())
         digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:8]
+
+
+_NO_MATTER = {
+    # What a configuration says about where a model comes from, how many of its layers are loaded, or how to generate.
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "dtype",
+    "layer_types",
+    "max_window_layers",
+    "num_hidden_layers",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+
+
+def surroundings_hash(decoder: "torch.nn.Module") -> str:
+    """Eight hexadecimal digits over what changes a decoder's states beside its layers: embeddings and configuration."""
+    config = {name: value for name, value in decoder.config.to_dict().items() if name not in _NO_MATTER}
+    said = json.dumps(config, sort_keys=True, default=str) + layer_hash(decoder.get_input_embeddings())
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
 
 
 def same_weights(one: Sequence[str], other: Sequence[str]) -> bool:

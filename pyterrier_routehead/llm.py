@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .default_model import ModelSource, default_source, names_packaged_gguf, packaged_source
 from .errors import UnsupportedArchitectureError
-from .fingerprint import layer_hash
+from .fingerprint import layer_hash, surroundings_hash
 from .loading import LoadedModel, adopt_model, load_model
 from .quiet import quiet_transformers
 
@@ -216,6 +216,14 @@ class FrozenLLM:
         if loaded.fingerprint is None:
             loaded.fingerprint = tuple(layer_hash(layer) for layer in loaded.layers)
         return loaded.fingerprint
+
+    @property
+    def surroundings(self) -> str:
+        """A short hash over embeddings and configuration, which fingerprints leave out."""
+        loaded = self._load()
+        if loaded.surroundings is None:
+            loaded.surroundings = surroundings_hash(loaded.decoder)
+        return loaded.surroundings
 
     @property
     def weights_dtype(self) -> str:

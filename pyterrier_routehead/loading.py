@@ -32,6 +32,7 @@ class LoadedModel:
         total_layers: how many layers the whole model has, whether loaded or not.
         num_heads: attention (query) heads per layer.
         fingerprint: a hash per layer, once it has been asked for.
+        surroundings: a hash over embeddings and configuration, once it has been asked for.
         lock: to hold during a pass, which switches the attention of whatever shares the decoder's configuration.
     """
 
@@ -42,6 +43,7 @@ class LoadedModel:
     total_layers: int
     num_heads: int
     fingerprint: tuple[str, ...] | None = None
+    surroundings: str | None = None
     lock: "threading.RLock" = field(init=False)
 
     def __post_init__(self) -> None:

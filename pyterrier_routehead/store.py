@@ -46,7 +46,7 @@ class StoreKey:
     Attributes:
         digest: SHA-256 over everything that changes the scores apart from the weights: the ids of prompt, documents,
             query and content-free query with their spans and order (which follow from template, tokenizer, truncation
-            and texts), document attention, dtype and the model's shape.
+            and texts), document attention, dtype, and the model's shape, configuration and embeddings.
         fingerprint: the weights, a hash per loaded layer.
         num_heads: heads per layer.
         about: model, dtype and document attention in words, kept beside the scores.
@@ -60,7 +60,7 @@ class StoreKey:
 
 def store_key(llm: "FrozenLLM", prompt: "ListPrompt", document_attention: str) -> StoreKey:
     """The key of a list's scores."""
-    shape = [llm.total_layers, llm.num_heads]
+    shape = [llm.total_layers, llm.num_heads, llm.surroundings]
     about = {"model": llm.name, "dtype": llm.weights_dtype, "document_attention": document_attention}
     blocks = [[block.ids, block.start, block.stop] for block in prompt.blocks]
     said = [shape, about["dtype"], document_attention, prompt.prefix, blocks, prompt.order, prompt.query, prompt.null]
@@ -150,33 +150,26 @@ class HeadScoreStore:
         """
         from safetensors.numpy import save
 
-        covered, hidden = [], dict(scores.hidden)
+        covered, hidden, fingerprint = [], dict(scores.hidden), key.fingerprint[:layers]
         for file in self._entries(key):
             try:
                 entry = _read(file)
             except FileNotFoundError:
                 continue
             if same_weights(entry.fingerprint, key.fingerprint[:layers]):
-                if entry.layers > layers:  # another process has read more since get() was asked
-                    if set(hidden) <= set(entry.scores.hidden):
-                        return
-                    continue
                 covered.append(file)
                 hidden = {**entry.scores.hidden, **hidden}
+                if entry.layers > layers:  # hidden states were asked for below what had been read
+                    scores, layers, fingerprint = entry.scores, entry.layers, entry.fingerprint
         tensors = {"raw": scores.raw, "null": scores.null, "filtered": scores.filtered}
         tensors |= {f"hidden.{layer}": state for layer, state in hidden.items()}
         tensors = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
-        about = {
-            "key": key.digest,
-            "layers": layers,
-            "fingerprint": key.fingerprint[:layers],
-            "checksum": _checksum(tensors),
-            **key.about,
-        }
-        weights = hashlib.sha256("".join(key.fingerprint[:layers]).encode()).hexdigest()[:8]
+        about = {**key.about, "key": key.digest, "layers": layers, "fingerprint": list(fingerprint)}
+        said = json.dumps({**about, "checksum": _checksum(tensors, about)})
+        weights = hashlib.sha256("".join(fingerprint).encode()).hexdigest()[:8]
         target = self.path / key.digest[:2] / f"{key.digest}-{layers}-{weights}.safetensors"
         target.parent.mkdir(exist_ok=True)
-        self._write(target, save(tensors, {"head_scores": json.dumps(about)}))
+        self._write(target, save(tensors, {"head_scores": said}))
         for file in covered:
             if file != target:
                 file.unlink(missing_ok=True)
@@ -212,12 +205,15 @@ class HeadScoreStore:
 
     def _files(self) -> Iterator[Path]:
         for folder in sorted(self.path.glob("[0-9a-f][0-9a-f]")):
-            yield from (file for file in sorted(folder.iterdir()) if _NAME.fullmatch(file.name))
+            for file in sorted(folder.iterdir()):
+                if _NAME.fullmatch(file.name) and file.name.startswith(folder.name):
+                    yield file
 
     def _foreign(self) -> Iterator[Path]:
         for file in sorted(self.path.rglob("*")):
-            known = file.is_dir() or _NAME.fullmatch(file.name) or file.parent == self._writing
-            if not known and file != self.path / "store.json":
+            named = _NAME.fullmatch(file.name)
+            entry = named is not None and file.parent == self.path / named["key"][:2]
+            if not (entry or file.is_dir() or file.parent == self._writing or file == self.path / "store.json"):
                 yield file
 
     def _foreign_to_a_new_store(self) -> Iterator[Path]:
@@ -256,18 +252,23 @@ def _read(file: Path) -> _Entry:
         raise
     except (SafetensorError, ValueError, OSError) as error:
         raise StoreError(f"{file} is damaged ({error}): delete it, and its list is read again") from None
-    complete = {"raw", "null", "filtered"} <= set(tensors)
-    if about is None or not complete or about["key"] != _NAME.fullmatch(file.name)["key"]:
+    try:
+        checksum, named = about.pop("checksum"), _NAME.fullmatch(file.name)
+        foreign = about["key"] != named["key"] or about["layers"] != int(named["layers"])
+        hidden = {int(name.split(".")[1]): state for name, state in tensors.items() if name.startswith("hidden.")}
+        scores = ListScores(tensors["raw"], tensors["null"], tensors["filtered"], None, hidden)
+        entry = _Entry(about["layers"], tuple(about["fingerprint"]), scores)
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+        foreign = True
+    if foreign:
         raise StoreError(f"{file} does not hold the head scores that its name promises: delete it")
-    if about["checksum"] != _checksum(tensors):
+    if checksum != _checksum(tensors, about):
         raise StoreError(f"{file} is damaged (its checksum differs): delete it, and its list is read again")
-    hidden = {int(name.split(".")[1]): state for name, state in tensors.items() if name.startswith("hidden.")}
-    scores = ListScores(tensors["raw"], tensors["null"], tensors["filtered"], None, hidden)
-    return _Entry(about["layers"], tuple(about["fingerprint"]), scores)
+    return entry
 
 
-def _checksum(tensors: dict[str, Any]) -> int:
-    total = 0
+def _checksum(tensors: dict[str, Any], about: dict[str, Any]) -> int:
+    total = zlib.crc32(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         total = zlib.crc32(tensors[name].tobytes(), zlib.crc32(f"{name}{tensors[name].shape}".encode(), total))
     return total
