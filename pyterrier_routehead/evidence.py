@@ -12,17 +12,17 @@ EVIDENCE = ("entropy", "margin", "agreement with heads", "agreement with first s
 """Names of the numbers, in order."""
 
 
-def list_evidence(vectors: np.ndarray, first_stage: np.ndarray | None) -> np.ndarray:
+def list_evidence(vectors: np.ndarray, first_stage: np.ndarray) -> np.ndarray:
     """Four numbers for each head of a list.
 
     Args:
         vectors: head scores, float [documents, heads].
-        first_stage: the first stage's scores, float [documents]; None where there are none.
+        first_stage: the first stage's scores, float [documents].
 
     Returns:
         float64 [heads, 4], in the order of :data:`EVIDENCE`: entropy of the softmax over standardised scores as a share
         of its maximum; how far the best document stands above the second, in standard deviations; correlation with the
-        mean of all heads; correlation with the first stage's scores (0 without them). All are 0 for lists of one.
+        mean of all heads; correlation with the first stage's scores. All are 0 for lists of one.
     """
     count, heads = vectors.shape
     if count < 2:
@@ -33,7 +33,7 @@ def list_evidence(vectors: np.ndarray, first_stage: np.ndarray | None) -> np.nda
     entropy = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=1) / np.log(count)
     ranked = np.sort(standard, axis=1)
     common = standardised(standard.mean(axis=0))
-    first = np.zeros(count) if first_stage is None else standardised(first_stage)
+    first = standardised(first_stage)
     return np.stack(
         [entropy, ranked[:, -1] - ranked[:, -2], standard @ common / count, standard @ first / count], axis=1
     )

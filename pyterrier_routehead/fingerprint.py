@@ -58,8 +58,11 @@ _NO_MATTER = {
 
 def surroundings_hash(decoder: "torch.nn.Module") -> str:
     """Eight hexadecimal digits over what changes a decoder's states beside its layers: embeddings and configuration."""
+    from torch import nn
+
     config = {name: value for name, value in decoder.config.to_dict().items() if name not in _NO_MATTER}
-    said = json.dumps(config, sort_keys=True, default=str) + layer_hash(decoder.get_input_embeddings())
+    embeddings = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]  # of positions too
+    said = json.dumps(config, sort_keys=True, default=str) + "".join(layer_hash(module) for module in embeddings)
     return hashlib.sha256(said.encode()).hexdigest()[:8]
 
 

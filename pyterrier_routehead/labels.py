@@ -38,6 +38,9 @@ class PseudoLabels:
         return pd.DataFrame(columns)
 
 
+UNKNOWN = 0.25
+"""Reliability of a single list's evidence where it cannot be estimated: our guess."""
+
 Recipe = Callable[[JudgedLists, int], np.ndarray]
 """From judged lists and the largest size of a set to targets [lists, heads]."""
 
@@ -93,7 +96,9 @@ def make_labels(recipe: str | Recipe, lists: JudgedLists, most: int) -> PseudoLa
     """
     if isinstance(recipe, str) and recipe not in RECIPES:
         raise ValueError(f"there is no label recipe {recipe!r}; known: {', '.join(RECIPES)}; or give a function")
-    targets = (RECIPES[recipe] if isinstance(recipe, str) else recipe)(lists, most)
+    targets = np.asarray((RECIPES[recipe] if isinstance(recipe, str) else recipe)(lists, most), dtype=float)
+    if targets.shape != lists.scores.shape[::2] or not ((targets >= 0) & (targets <= 1)).all():
+        raise ValueError(f"labels are numbers from 0 to 1, {lists.scores.shape[::2]} of them; got {targets.shape}")
     before, after = (
         ndcg(lists, np.einsum("qdh,qh->qd", lists.scores, weights)[..., None])[:, 0]
         for weights in (np.ones_like(targets), targets)
@@ -128,17 +133,18 @@ def halves(lists: JudgedLists, seed: int) -> tuple[JudgedLists, JudgedLists]:
 def reliability(lists: JudgedLists, seed: int = 0) -> float:
     """How far a head's utility on a half list, less its mean, says what it is on the other half: from 0 to 1.
 
-    The regression slope between halves, raised to whole lists by the Spearman-Brown formula.
+    The correlation between halves, raised to whole lists by the Spearman-Brown formula; :data:`UNKNOWN` where fewer
+    than two lists can be halved, which takes two relevant documents.
     """
     one, other = (head_utility(half) for half in halves(lists, seed))
     if len(one) < 2:
-        return 0.0
+        return UNKNOWN
     one, other = one - one.mean(axis=0), other - other.mean(axis=0)
     # What all heads have in common on a list is the list's difficulty, not a reason to prefer some of them.
     one, other = one - one.mean(axis=1, keepdims=True), other - other.mean(axis=1, keepdims=True)
-    slope = float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum()))
-    slope = min(max(slope, 0.0), 1.0)
-    return 2 * slope / (1 + slope)
+    scale = np.sqrt((one**2).sum() * (other**2).sum())
+    correlation = min(max(float((one * other).sum() / scale), 0.0), 1.0) if scale > 0 else 0.0
+    return 2 * correlation / (1 + correlation)
 
 
 def half_list_quality(recipe: str | Recipe, lists: JudgedLists, most: int, seeds: int = 5) -> float:
@@ -149,6 +155,8 @@ def half_list_quality(recipe: str | Recipe, lists: JudgedLists, most: int, seeds
     values = []
     for seed in range(seeds):
         parts = halves(lists, seed)
+        if not len(parts[0]):
+            raise ValueError("no list has two relevant and two other candidates, so none can be halved")
         for seen, unseen in (parts, parts[::-1]):
             targets = make_labels(recipe, seen, most).targets
             values.append(ndcg(unseen, np.einsum("qdh,qh->qd", unseen.scores, targets)[..., None]).mean())

@@ -218,6 +218,14 @@ class FrozenLLM:
         return loaded.fingerprint
 
     @property
+    def layer_fingerprint(self) -> tuple[str, ...]:
+        """The fingerprint with the kind of each layer's attention, where layers are of several kinds."""
+        kinds = getattr(self._load().decoder.config, "layer_types", None) or ()
+        return tuple(
+            f"{weights} {kinds[i]}" if i < len(kinds) else weights for i, weights in enumerate(self.fingerprint)
+        )
+
+    @property
     def surroundings(self) -> str:
         """A short hash over embeddings and configuration, which fingerprints leave out."""
         loaded = self._load()

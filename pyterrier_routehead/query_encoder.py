@@ -1,5 +1,6 @@
 """Query embeddings from the frozen model's hidden states, from the query alone."""
 
+import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -31,6 +32,9 @@ class QueryState:
     source: str = "query"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layer, numbers.Integral) or isinstance(self.layer, bool):
+            raise ValueError(f"layer is the number of a layer, from 0, got {self.layer!r}")
+        object.__setattr__(self, "layer", int(self.layer))
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling is one of {', '.join(map(repr, POOLINGS))}, got {self.pooling!r}")
         if self.source not in ("query", "tail"):

@@ -157,13 +157,16 @@ class StaticHeadReranker(pt.Transformer):
 
     def _has_vectors(self, inp: pd.DataFrame) -> bool:
         """Whether a frame brings head scores, or else text. Refuses one that brings neither."""
-        weighed = ["score"] if self.first_stage_weight else []
+        weighed = ["score"] if self._uses_first_stage() else []
         text = ["query", self.text_field, *([] if self.title_field is None else [self.title_field])]
         with pt.validate.any(inp, context=self) as mode:
             mode.result_frame(["head_scores", "head_reading", *self._beside_vectors(), *weighed], mode="vectors")
             # Vectors that lost their reading must not be passed over in silence.
             mode.columns(includes=["qid", "docno", *text, *weighed], excludes=["head_scores"], mode="text")
         return mode.mode == "vectors"
+
+    def _uses_first_stage(self) -> bool:
+        return bool(self.first_stage_weight)
 
     def _beside_vectors(self) -> list[str]:
         """Further columns that are needed where a frame brings head scores."""

@@ -10,11 +10,11 @@ import pandas as pd
 
 from .criteria import get_criterion
 from .evidence import list_evidence
-from .frames import CandidateRows, candidate_lists, first_stage_scores, object_column, query_text
+from .frames import CandidateRows, first_stage_scores, object_column, query_text
 from .head_set import HeadSet
 from .heads import HeadsLike, layers_needed
 from .judged import FittedReranker, JudgedList
-from .labels import Recipe, make_labels
+from .labels import RECIPES, Recipe, make_labels
 from .llm import FrozenLLM
 from .query_encoder import QueryState, encode_queries
 from .reader import model_identity
@@ -39,7 +39,7 @@ class RouteHeadReranker(FittedReranker):
 
     Columns as for :class:`StaticHeadReranker`. A router that embeds the query alone needs ``query`` behind a scorer
     too, and one that embeds it from the re-ranking pass needs the scorer's ``hidden_state``; a router that looks at the
-    list needs ``score`` if it was trained with it. With ``routed_heads`` the chosen heads are written to a column of
+    list needs ``score`` too. With ``routed_heads`` the chosen heads are written to a column of
     that name: a tuple of ``"layer-head"`` strings in each row that was ranked.
 
     On text, a query is routed before its documents are read, and no layer above the deepest of its heads is run (a
@@ -50,7 +50,8 @@ class RouteHeadReranker(FittedReranker):
     ``report_`` the losses and held-out nDCG@10 of each epoch.
 
     Args:
-        router: a :class:`HeadRouter` instead of ``fit``.
+        router: a :class:`HeadRouter` instead of ``fit``. It chooses as it was made to: the arguments from ``pool_size``
+            to ``training`` are for ``fit``; :meth:`HeadRouter.with_selection` changes a router's own.
         llm: see :class:`StaticHeadReranker`, as for whatever is not listed here.
         pool_size: how many heads are screened into the pool (K).
         max_heads: the largest number of heads a query (P).
@@ -142,7 +143,7 @@ class RouteHeadReranker(FittedReranker):
         self._embedded: dict[tuple[int, QueryState, str], np.ndarray] = {}
         self._query_llm: FrozenLLM | None = None
         self._read_layers: tuple[int, ...] = ()
-        self._routes: dict[str, tuple[str, ...]] = {}
+        self._routes: dict[int, tuple[str, ...]] = {}
         super().__init__(
             None,
             llm=llm,
@@ -175,9 +176,8 @@ class RouteHeadReranker(FittedReranker):
         if not self.routed_heads:
             return out
         column = object_column(len(inp))
-        for candidates in candidate_lists(inp) if len(inp) else ():
-            for row in candidates.rows[: self.depth]:
-                column[row] = self._routes[candidates.qid]
+        for row, names in self._routes.items():
+            column[row] = names
         return out.assign(routed_heads=column)
 
     def _active(self) -> HeadRouter | None:
@@ -197,11 +197,13 @@ class RouteHeadReranker(FittedReranker):
         return None if router is None else router.pool
 
     def _settings(self) -> ReadingSettings:
-        self._selection()
         for name in ("pool_size", "max_heads"):
             number = getattr(self, name)
             if not isinstance(number, numbers.Integral) or isinstance(number, bool) or number < 1:
                 raise ValueError(f"{name} is a number of heads from 1, got {number!r}")
+        self._selection()
+        if isinstance(self.labels, str) and self.labels not in RECIPES:
+            raise ValueError(f"there is no label recipe {self.labels!r}; known: {', '.join(RECIPES)}")
         if not 0 < self.hold_out < 1:
             raise ValueError(f"hold_out is a share between 0 and 1, got {self.hold_out!r}")
         QueryState(self.layer or 0, self.pooling, self.source)
@@ -216,6 +218,10 @@ class RouteHeadReranker(FittedReranker):
         router = self._active()
         source = self.source if router is None else router.state.source
         return ["query" if source == "query" else "hidden_state"]
+
+    def _uses_first_stage(self) -> bool:
+        router = self._active()
+        return super()._uses_first_stage() or (self.evidence if router is None else router.uses_evidence)
 
     def _layers_to_load(self, heads: HeadsLike | HeadSet) -> int | None:
         router = self._active()
@@ -255,9 +261,9 @@ class RouteHeadReranker(FittedReranker):
         router = self._active()
         evidence = self._evidence(inp, candidates, vectors) if router.uses_evidence else None
         weights = router.route(self._state(inp, candidates, router.state), evidence)
-        self._routes[candidates.qid] = tuple(
-            str(head) for head, weight in zip(router.pool, weights, strict=True) if weight > 0
-        )
+        names = tuple(str(head) for head, weight in zip(router.pool, weights, strict=True) if weight > 0)
+        for row in candidates.rows[: len(vectors)]:
+            self._routes[int(row)] = names
         weight_of = dict(zip(router.pool, weights, strict=True))
         own = np.array([weight_of[head] for head in heads])
         return self._with_first_stage(inp, candidates, vectors.astype(np.float64) @ own)
@@ -277,7 +283,11 @@ class RouteHeadReranker(FittedReranker):
             return
         named = (self.llm, None) if self.llm is not None else (reading.model.name, reading.model.revision)
         self._query_llm = FrozenLLM.of(
-            named[0], revision=named[1], max_layers=state.layer + 1, reuse=self._query_llm
+            named[0],
+            revision=named[1],
+            tokenizer=reading.model.tokenizer if self.llm is None else None,
+            max_layers=state.layer + 1,
+            reuse=self._query_llm,
         )
         reading.check_model(model_identity(self._query_llm))
 
@@ -301,10 +311,7 @@ class RouteHeadReranker(FittedReranker):
         return self._embedded[key]
 
     def _evidence(self, inp: pd.DataFrame, candidates: CandidateRows, vectors: np.ndarray) -> np.ndarray:
-        first = None
-        if "score" in inp.columns:
-            first = first_stage_scores(inp, candidates, len(vectors))
-        return list_evidence(vectors, first)
+        return list_evidence(vectors, first_stage_scores(inp, candidates, len(vectors)))
 
     # Learning
 
@@ -335,6 +342,11 @@ class RouteHeadReranker(FittedReranker):
             raise ValueError("RouteHeadReranker was given a router: leave it out to train one")
         self.__dict__.pop("router_", None)
         self._settings()
+        settings = TrainingSettings(**{"seed": self.seed, **(self.training or {})})
+        if (topics_or_res_va is None) != (qrels_va is None):
+            raise ValueError("validation queries need both candidates and qrels")
+        if self.source == "tail" and not self._has_vectors(topics_or_res_tr):
+            raise ValueError("source='tail' needs the column 'hidden_state': fit behind an AttentionHeadScorer")
         criterion = get_criterion("ndcg@10")
         reading, lists = self._judged(topics_or_res_tr, qrels_tr, [criterion], None)
         self.left_out_ = topics_or_res_tr["qid"].nunique() - len(lists)
@@ -374,7 +386,6 @@ class RouteHeadReranker(FittedReranker):
         if not set(qids).isdisjoint(one.candidates.qid for one in held):
             raise AssertionError("a held-out query has a label")
         self.labels_ = labels.table(qids, pool.heads)
-        settings = TrainingSettings(**{"seed": self.seed, **(self.training or {})})
         weights, self.report_ = train(replace(data, targets=labels.targets), held_out, self._selection(), settings)
         best = self.report_["held-out nDCG@10"].idxmax()
         said = {
@@ -382,6 +393,7 @@ class RouteHeadReranker(FittedReranker):
             "training queries": len(lists),
             "held-out queries": len(held),
             "left out": int(self.left_out_),
+            "distinct labels": int(self.labels_["heads"].nunique()),
             "epoch": int(self.report_["epoch"][best]),
             "held-out nDCG@10": float(self.report_["held-out nDCG@10"][best]),
         }

@@ -6,6 +6,7 @@ It is trained with torch (:mod:`pyterrier_routehead.training`) and applied with 
 """
 
 import json
+import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyterrier as pt
 
+from .evidence import EVIDENCE
 from .head_set import HeadSet
 from .query_encoder import QueryState
 from .saving import as_json, save_artifact
@@ -49,6 +51,13 @@ class Selection:
         for name in ("threshold", "unsure"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, got {getattr(self, name)!r}")
+        for name in ("least", "most", "static_heads"):
+            number = getattr(self, name)
+            if not isinstance(number, numbers.Integral) or isinstance(number, bool):
+                raise ValueError(f"{name} is a number of heads, got {number!r}")
+            object.__setattr__(self, name, int(number))
+        for name in ("threshold", "unsure"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not 1 <= self.least <= self.most:
             raise ValueError(f"least and most are numbers of heads, 1 <= least <= most; got {self.least}, {self.most}")
         if self.static_heads < 0:
@@ -109,10 +118,12 @@ class HeadRouter(pt.Artifact):
             self.pool = HeadSet.from_json(said["pool"])
             self.state, self.selection = QueryState(**said["state"]), Selection(**said["selection"])
             self.report, self.version = said["report"], said["version"]
+            if not (Path(path) / _WEIGHTS).is_file():
+                raise ValueError(f"there is no {_WEIGHTS} in it")
             self.weights = load_file(Path(path) / _WEIGHTS)
             self._check()
-        except FileNotFoundError as error:
-            raise ValueError(f"{path} holds no router: there is no {Path(error.filename).name} in it") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise ValueError(f"{path} holds no router: there is no {_JSON} in it") from None
         except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
             raise ValueError(f"{path} holds no readable router: {error}") from None
 
@@ -139,7 +150,11 @@ class HeadRouter(pt.Artifact):
         expected = {*WEIGHT_NAMES, *(EVIDENCE_NAMES if self.uses_evidence else ())}
         if set(self.weights) != expected:
             raise ValueError(f"its weights are {sorted(self.weights)}, not {sorted(expected)}")
+        if self.weights["projection"].ndim != 2:
+            raise ValueError(f"its weights 'projection' have the shape {self.weights['projection'].shape}")
         hidden, size = self.weights["projection"].shape
+        if self.uses_evidence and any(self.weights[name].shape != (len(EVIDENCE),) for name in EVIDENCE_NAMES):
+            raise ValueError(f"its weights for evidence are not {len(EVIDENCE)} numbers each")
         shapes = {"mean": (hidden,), "deviation": (hidden,), "head_embeddings": (len(self.pool), size)}
         shapes["bias"] = (len(self.pool),)
         for name, shape in shapes.items():
@@ -165,7 +180,7 @@ class HeadRouter(pt.Artifact):
             evidence: [heads, 4], for a router that uses it; see :mod:`pyterrier_routehead.evidence`.
 
         Raises:
-            ValueError: for an embedding of another size.
+            ValueError: for an embedding or evidence of another size.
         """
         weights = self.weights
         if np.shape(state) != weights["mean"].shape:
@@ -173,6 +188,9 @@ class HeadRouter(pt.Artifact):
         query = ((state - weights["mean"]) / weights["deviation"]) @ weights["projection"]
         logits = weights["head_embeddings"] @ query / np.sqrt(len(query)) + weights["bias"]
         if self.uses_evidence:
+            if np.shape(evidence) != (len(self.pool), len(EVIDENCE)):
+                wanted = len(self.pool), len(EVIDENCE)
+                raise ValueError(f"the evidence has the shape {np.shape(evidence)}, not {wanted}")
             told = (evidence - weights["evidence_mean"]) / weights["evidence_deviation"]
             logits = logits + told @ weights["evidence_weights"]
         return 1 / (1 + np.exp(-logits.astype(np.float64)))

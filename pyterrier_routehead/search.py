@@ -201,7 +201,8 @@ def _exchange(lists: JudgedLists, members: np.ndarray, smooth: float, bonus: np.
             values[inside[has]] = -np.inf
             removed = objective(part, less[..., None], smooth) + left / np.maximum(size[has, None] - 1, 1)
             removed[size[has] == 1] = -np.inf
-            values = np.concatenate([values, removed], axis=1)  # the last column takes a member out
+            # The last column takes a member out, which wins among equals.
+            values = np.concatenate([values, removed + 2 * _GAIN], axis=1)
             top = values.argmax(axis=1)
             value = values[np.arange(len(has)), top]
             better = value > best_value[has] + _GAIN

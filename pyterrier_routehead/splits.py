@@ -23,23 +23,23 @@ def near_duplicates(topics: pd.DataFrame, others: pd.DataFrame, threshold: float
     Two queries are near when the words that they share (lower case, runs of letters and digits) are at least this share
     of the words that either has.
     """
-    theirs = [_words(query) for query in others["query"]]
+    theirs = list(_words_by_qid(others).values())
     return {
         qid
-        for qid, query in zip(topics["qid"], topics["query"], strict=True)
-        if any(_jaccard(_words(query), words) >= threshold for words in theirs)
+        for qid, own in _words_by_qid(topics).items()
+        if any(_jaccard(own, words) >= threshold for words in theirs)
     }
 
 
 def sharing_relevant(qrels: pd.DataFrame, others: pd.DataFrame) -> set[str]:
     """The qids of qrels with a relevant document (label above 0) that is also relevant to some query of the others."""
     taken = set(others.loc[others["label"] > 0, "docno"])
-    return set(qrels.loc[(qrels["label"] > 0) & qrels["docno"].isin(taken), "qid"])
+    return set(qrels.loc[(qrels["label"] > 0) & qrels["docno"].isin(taken), "qid"].astype(str))
 
 
 def without(topics: pd.DataFrame, *dropped: Iterable[str]) -> pd.DataFrame:
     """The topics but for some qids."""
-    return topics[~topics["qid"].isin(set().union(*dropped))].reset_index(drop=True)
+    return topics[~topics["qid"].astype(str).isin(set().union(*dropped))].reset_index(drop=True)
 
 
 def document_groups(topics: pd.DataFrame, qrels: pd.DataFrame) -> pd.Series:
@@ -47,13 +47,15 @@ def document_groups(topics: pd.DataFrame, qrels: pd.DataFrame) -> pd.Series:
 
     Groups are numbered in order of first appearance; a query without relevant documents is a group of its own.
     """
-    judged = qrels[(qrels["label"] > 0) & qrels["qid"].isin(topics["qid"])]
-    number = {qid: i for i, qid in enumerate(topics["qid"])}
+    qids = topics["qid"].astype(str)
+    if qids.duplicated().any():
+        raise ValueError(f"qid {qids[qids.duplicated()].iloc[0]!r} stands in several rows of the topics")
+    judged = qrels[(qrels["label"] > 0) & qrels["qid"].astype(str).isin(qids)]
+    number = {qid: i for i, qid in enumerate(qids)}
     documents, _ = pd.factorize(judged["docno"])
     size = len(number) + len(judged)
-    edges = coo_matrix(
-        (np.ones(len(judged)), (judged["qid"].map(number).to_numpy(dtype=int), len(number) + documents)), (size, size)
-    )
+    queries = judged["qid"].astype(str).map(number).to_numpy(dtype=int)
+    edges = coo_matrix((np.ones(len(judged)), (queries, len(number) + documents)), (size, size))
     component = connected_components(edges, directed=False)[1][: len(number)]
     return pd.Series(pd.factorize(component)[0], index=topics.index, name="group")
 
@@ -71,6 +73,12 @@ def split_by_group(
     taken = order[: int(np.searchsorted(np.cumsum(sizes), share * len(topics))) + 1]
     second = np.isin(groups, taken)
     return topics[~second].reset_index(drop=True), topics[second].reset_index(drop=True)
+
+
+def _words_by_qid(topics: pd.DataFrame) -> dict[str, frozenset[str]]:
+    if topics["query"].isna().any():
+        raise ValueError(f"query {topics['qid'][topics['query'].isna()].iloc[0]!r} has no text")
+    return {str(qid): _words(query) for qid, query in zip(topics["qid"], topics["query"], strict=True)}
 
 
 def _words(query: str) -> frozenset[str]:

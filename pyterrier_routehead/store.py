@@ -15,8 +15,8 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def store_key(llm: "FrozenLLM", prompt: "ListPrompt", document_attention: str) -
     blocks = [[block.ids, block.start, block.stop] for block in prompt.blocks]
     said = [shape, about["dtype"], document_attention, prompt.prefix, blocks, prompt.order, prompt.query, prompt.null]
     digest = hashlib.sha256(json.dumps(said, separators=(",", ":")).encode()).hexdigest()
-    return StoreKey(digest, llm.fingerprint, llm.num_heads, about)
+    return StoreKey(digest, llm.layer_fingerprint, llm.num_heads, about)
 
 
 class HeadScoreStore:
@@ -84,7 +84,7 @@ class HeadScoreStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self._writing = self.path / ".writing"
         marker = self.path / "store.json"
         if not marker.exists():
@@ -103,8 +103,8 @@ class HeadScoreStore:
             try:
                 if time.time() - left.stat().st_mtime > _ABANDONED:
                     left.unlink()
-            except FileNotFoundError:
-                pass  # its writer, or another sweeper, was faster
+            except OSError:
+                pass  # its writer, or another sweeper, was faster; or a folder of somebody's
 
     @classmethod
     def of(cls, store: "HeadScoreStore | str | Path | None") -> "HeadScoreStore | None":
@@ -130,11 +130,7 @@ class HeadScoreStore:
         Raises:
             StoreError: naming a file that is damaged or not what its name says.
         """
-        for file in self._entries(key):
-            try:
-                entry = _read(file)
-            except FileNotFoundError:
-                return self.get(key, layers, hidden_layers)  # replaced by another process since it was listed
+        for entry in self._entries_read(key):
             enough = entry.layers >= layers and set(hidden_layers) <= set(entry.scores.hidden)
             if enough and same_weights(entry.fingerprint[:layers], key.fingerprint[:layers]):
                 columns = slice(0, layers * key.num_heads)
@@ -143,31 +139,46 @@ class HeadScoreStore:
                 return ListScores(own.raw[:, columns], own.null[:, columns], own.filtered[:, columns], None, hidden)
         return None
 
+    def _entries_read(self, key: StoreKey) -> Iterator["_Entry"]:
+        for attempt in range(3):
+            gone = False
+            for file in self._entries(key):
+                if (entry := self._read_if_there(file)) is not None:
+                    yield entry
+                else:
+                    gone = True  # what replaced it may be what is wanted
+            if not gone or attempt == 2:
+                return
+
     def put(self, key: StoreKey, scores: ListScores, layers: int) -> None:
         """Store the calibrated scores of all heads of so many layers; entries that they cover are removed.
 
         Hidden states of an entry that is replaced are kept.
+
+        Raises:
+            ValueError: for scores of other heads, or without calibration.
         """
         from safetensors.numpy import save
 
-        covered, hidden, fingerprint = [], dict(scores.hidden), key.fingerprint[:layers]
-        for file in self._entries(key):
-            try:
-                entry = _read(file)
-            except FileNotFoundError:
-                continue
-            if same_weights(entry.fingerprint, key.fingerprint[:layers]):
-                covered.append(file)
-                hidden = {**entry.scores.hidden, **hidden}
-                if entry.layers > layers:  # hidden states were asked for below what had been read
-                    scores, layers, fingerprint = entry.scores, entry.layers, entry.fingerprint
-        tensors = {"raw": scores.raw, "null": scores.null, "filtered": scores.filtered}
+        width = layers * key.num_heads
+        arrays = {"raw": scores.raw, "null": scores.null, "filtered": scores.filtered}
+        if any(array is None or array.shape[1] != width for array in arrays.values()):
+            raise ValueError(f"a store keeps calibrated scores of all {width} heads of {layers} layers")
+        own = {file: entry for file in self._entries(key) if (entry := self._read_if_there(file)) is not None}
+        # Hidden states can be asked for below what has been read: then the deeper entry is kept and gets them.
+        deeper = (entry for entry in own.values() if entry.layers > layers and _agree(entry, key.fingerprint))
+        host = next(deeper, _Entry(layers, key.fingerprint[:layers], scores))
+        covered = {file: entry for file, entry in own.items()
+                   if entry.layers <= host.layers and _agree(entry, host.fingerprint)}
+        hidden = {layer: state for entry in covered.values() for layer, state in entry.scores.hidden.items()}
+        hidden |= scores.hidden
+        tensors = {name: getattr(host.scores, name) for name in arrays}
         tensors |= {f"hidden.{layer}": state for layer, state in hidden.items()}
         tensors = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
-        about = {**key.about, "key": key.digest, "layers": layers, "fingerprint": list(fingerprint)}
+        about = {**key.about, "key": key.digest, "layers": host.layers, "fingerprint": list(host.fingerprint)}
         said = json.dumps({**about, "checksum": _checksum(tensors, about)})
-        weights = hashlib.sha256("".join(fingerprint).encode()).hexdigest()[:8]
-        target = self.path / key.digest[:2] / f"{key.digest}-{layers}-{weights}.safetensors"
+        weights = hashlib.sha256("".join(host.fingerprint).encode()).hexdigest()[:8]
+        target = self.path / key.digest[:2] / f"{key.digest}-{host.layers}-{weights}.safetensors"
         target.parent.mkdir(exist_ok=True)
         self._write(target, save(tensors, {"head_scores": said}))
         for file in covered:
@@ -193,6 +204,12 @@ class HeadScoreStore:
         if problems:
             raise StoreError("\n".join(problems))
         return count
+
+    def _read_if_there(self, file: Path) -> "_Entry | None":
+        try:
+            return _read(file)
+        except FileNotFoundError:
+            return None  # replaced by another process since it was listed
 
     def _entries(self, key: StoreKey) -> list[Path]:
         """The files of a list, deepest first: of several models perhaps that agree in shape."""
@@ -222,15 +239,15 @@ class HeadScoreStore:
 
     def _write(self, target: Path, data: bytes) -> None:
         """Write a file that appears whole or not at all."""
-        descriptor, scratch = tempfile.mkstemp(dir=self._writing)
+        scratch = self._writing / uuid.uuid4().hex
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with scratch.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(scratch, target)
         except BaseException:
-            Path(scratch).unlink(missing_ok=True)
+            scratch.unlink(missing_ok=True)
             raise
 
 
@@ -265,6 +282,11 @@ def _read(file: Path) -> _Entry:
     if checksum != _checksum(tensors, about):
         raise StoreError(f"{file} is damaged (its checksum differs): delete it, and its list is read again")
     return entry
+
+
+def _agree(entry: _Entry, fingerprint: Sequence[str]) -> bool:
+    """Whether an entry is of a model with these weights, in the layers that both have."""
+    return same_weights(entry.fingerprint, fingerprint)
 
 
 def _checksum(tensors: dict[str, Any], about: dict[str, Any]) -> int:

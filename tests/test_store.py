@@ -444,6 +444,35 @@ def test_equal_models_under_any_name_share(llm, store, tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "changes"),
     [
+        ("Gemma2", {"layer_types": ["full_attention"] * 4}),
+        ("Qwen2", {"layer_types": ["sliding_attention"] * 4}),
+        ("Qwen2", {"max_window_layers": 0}),
+    ],
+    ids=str,
+)
+def test_equal_weights_in_layers_of_another_kind_are_another_model(store, architecture, changes):
+    inp = two_queries()
+    models = [tiny_model(architecture, max_position_embeddings=4096, **options) for options in ({}, changes)]
+    one, other = (FrozenLLM(model, tokenizer=byte_tokenizer()) for model in models)
+    assert not np.allclose(read(one, inp)[0]["head_scores"][0], read(other, inp)[0]["head_scores"][0], atol=1e-4)
+    read(one, inp, store=store)
+    assert passes(other, store, inp) == 2
+
+
+def test_other_embeddings_of_positions_are_another_model(store):
+    inp = two_queries()
+    model = tiny_model("GPT2", max_position_embeddings=4096)
+    changed = copy.deepcopy(model)
+    changed.wpe.weight.data.mul_(3)
+    one, other = (FrozenLLM(own, tokenizer=byte_tokenizer()) for own in (model, changed))
+    assert not np.allclose(read(one, inp)[0]["head_scores"][0], read(other, inp)[0]["head_scores"][0], atol=1e-4)
+    read(one, inp, store=store)
+    assert passes(other, store, inp) == 2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
         ("Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
         ("Llama", {"hidden_act": "relu"}),
         ("Llama", {"rms_norm_eps": 0.1}),
@@ -496,7 +525,7 @@ def test_a_folders_name_does_for_a_store(llm, tmp_path, monkeypatch):
     opened = HeadScoreStore("scores/of/heads")
     assert HeadScoreStore.of(opened) is opened
     assert HeadScoreStore.of(None) is None
-    assert repr(opened) == "HeadScoreStore('scores/of/heads')"
+    assert repr(opened) == f"HeadScoreStore({str(tmp_path / 'scores/of/heads')!r})"  # also after a change of folder
 
 
 def test_nothing_is_made_before_something_is_read(llm, tmp_path):
@@ -619,6 +648,21 @@ def test_models_are_told_apart_by_the_layers_that_are_asked_for(store):
     assert len(store) == store.check() == 3
     known_in_part = key_of(fingerprint=LAYERS[:2])
     assert store.get(known_in_part, 2) is not None
+
+
+def test_hidden_states_of_layers_that_two_models_share_leave_both_entries_alone(store):
+    for number in range(8):  # the order in which a folder lists its files is anybody's guess
+        one, other = key_of(number), key_of(number, fingerprint=(*LAYERS[:2], "aaaaaaaa", "bbbbbbbb"))
+        scores = scores_of(1), scores_of(2, hidden=(3,))
+        store.put(one, scores[0], 4)
+        store.put(other, scores[1], 4)
+        below = scores_of(3, layers=1, hidden=(0,))
+        store.put(other, below, 1)
+        assert store.get(other, 1, [0]) is not None
+        assert_holds(store, one, scores[0], 4)
+        assert_holds(store, other, scores[1], 4, (3,))
+        assert store.get(one, 4, [3]) is None  # never read for this model
+    assert store.check() == 16
 
 
 def test_an_entry_says_in_its_file_what_it_is(store):

@@ -1,0 +1,705 @@
+"""`RouteHeadReranker`: what it learns from, what it runs, and how it ranks, with tiny models."""
+
+import copy
+import pickle
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pytest
+
+from pyterrier_routehead import (
+    AttentionHeadScorer,
+    FrozenLLM,
+    Head,
+    HeadRouter,
+    HeadScoreStore,
+    HeadSet,
+    ICRReranker,
+    MismatchError,
+    ReadingSettings,
+    RouteHeadReranker,
+    Selection,
+    StaticHeadReranker,
+)
+from pyterrier_routehead.evidence import list_evidence
+from pyterrier_routehead.query_encoder import QueryState, encode_queries
+from pyterrier_routehead.reader import model_identity
+from pyterrier_routehead.reading import ModelIdentity
+from toys import byte_tokenizer, frame, toy_llm, two_queries
+
+SMALL = {"pool_size": 6, "max_heads": 2, "training": {"epochs": 4, "learning_rate": 0.05}}
+WORDS = ["cats", "sleep", "moon", "far", "paris", "rain", "tea", "whale", "blue", "night"]
+
+
+class NeverLoaded(FrozenLLM):
+    """Inspection, empty frames and refusals must not load a model."""
+
+    def _load(self):
+        raise AssertionError("the model was loaded")
+
+
+LLM = NeverLoaded("no/such-model")
+
+
+def some_lists(seed, queries, documents=6, relevant=2):
+    """Candidates of random words, and for each query two relevant documents, somewhere."""
+    generator = np.random.default_rng(seed)
+    qids = [f"{seed}-{i}" for i in range(queries)]
+    texts = {
+        qid: [" ".join(generator.choice(WORDS, generator.integers(1, 6))) for _ in range(documents)] for qid in qids
+    }
+    found = {qid: f"{' '.join(generator.choice(WORDS, 2))} {i}" for i, qid in enumerate(qids)}
+    rows = [
+        {"qid": qid, "docno": f"{qid}-d{i}", "label": 1}
+        for qid in qids
+        for i in generator.permutation(documents)[:relevant]
+    ]
+    return frame(texts, found), pd.DataFrame(rows)
+
+
+TRAIN, TRAIN_QRELS = some_lists(1, 14)
+VALID, VALID_QRELS = some_lists(2, 5, documents=7)
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return toy_llm()
+
+
+@pytest.fixture(scope="module")
+def scored(llm):
+    """The frames with head scores and hidden states."""
+    scorer = AttentionHeadScorer(llm=llm, hidden_layers=[1, 2])
+    return {"train": scorer(TRAIN), "valid": scorer(VALID)}
+
+
+@pytest.fixture(scope="module")
+def fitted(llm, scored):
+    return RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
+
+
+def router_for(identity, pool="3-1,0-2,2-0,1-3", *, layer=0, source="query", evidence=False, **choice):
+    """A router of random weights, which tells queries apart."""
+    heads = HeadSet.of(pool, model=identity, settings=ReadingSettings())
+    generator, hidden = np.random.default_rng(0), 32
+    weights = {
+        "mean": np.zeros(hidden),
+        "deviation": np.full(hidden, 2.0),
+        "projection": generator.normal(size=(hidden, 3)),
+        "head_embeddings": generator.normal(size=(len(heads), 3)),
+        "bias": np.zeros(len(heads)),
+    }
+    if evidence:
+        weights |= {
+            "evidence_mean": np.zeros(4),
+            "evidence_deviation": np.ones(4),
+            "evidence_weights": np.array([3.0, 4.0, 5.0, 6.0]),
+        }
+    return HeadRouter.of(heads, weights, state=QueryState(layer, source=source), selection=Selection(**choice))
+
+
+@pytest.fixture(scope="module")
+def router(llm):
+    return router_for(model_identity(llm), most=2)
+
+
+def rank_by(vectors, weights):
+    return np.stack(vectors).astype(float) @ weights
+
+
+def same_ranking(one, other, atol=1e-6):
+    np.testing.assert_allclose(one["score"], other["score"], atol=atol)
+    assert one["rank"].tolist() == other["rank"].tolist()
+
+
+# PyTerrier
+
+
+@pt.testing.transformer_test_class
+def test_transformer():
+    return RouteHeadReranker(llm=LLM)
+
+
+@pt.testing.transformer_test_class
+def test_transformer_with_everything():
+    identity = ModelIdentity("no/such-model", ("aa",) * 4, 4, 4)
+    return RouteHeadReranker(
+        router_for(identity, evidence=True), llm=LLM, routed_heads=True, first_stage_weight=0.5, depth=3
+    )
+
+
+def test_it_must_be_fitted_or_given_a_router():
+    with pytest.raises(RuntimeError, match="RouteHeadReranker has no heads yet: fit it"):
+        RouteHeadReranker(llm=LLM)(two_queries())
+
+
+@pytest.mark.parametrize("routed_heads", [False, True])
+@pytest.mark.parametrize("source", ["query", "tail"])
+@pytest.mark.parametrize("columns", [[], ["head_scores", "head_reading", "hidden_state"]], ids=["text", "vectors"])
+def test_empty_frames_need_no_model(routed_heads, source, columns):
+    inp = two_queries().assign(**dict.fromkeys(columns))
+    reranker = RouteHeadReranker(llm=LLM, routed_heads=routed_heads, source=source)
+    out = reranker(inp.iloc[:0])
+    assert len(out) == 0
+    assert out["score"].dtype == "float64"
+    assert out["rank"].dtype == "int64"
+    assert ("routed_heads" in out.columns) is routed_heads
+    assert list(out.columns) == pt.inspect.transformer_outputs(reranker, list(inp.columns))
+
+
+@pytest.mark.parametrize(("source", "beside"), [("query", "query"), ("tail", "hidden_state")])
+def test_inputs_are_text_or_vectors_with_what_embeds_the_query(source, beside):
+    inputs = pt.inspect.transformer_inputs(RouteHeadReranker(llm=LLM, source=source))
+    assert ["qid", "docno", "head_scores", "head_reading", beside] in inputs
+    assert ["qid", "docno", "query", "text"] in inputs
+    weighed = pt.inspect.transformer_inputs(RouteHeadReranker(llm=LLM, source=source, first_stage_weight=1.0))
+    assert all("score" in columns for columns in weighed)
+
+
+def test_missing_columns_name_the_transformer(scored, router, llm):
+    reranker = RouteHeadReranker(router, llm=llm)
+    for inp in (pd.DataFrame({"qid": ["1"], "docno": ["d"]}), scored["valid"].drop(columns=["query"])):
+        with pytest.raises(pt.validate.InputValidationError, match="RouteHeadReranker"):
+            reranker(inp)
+
+
+def test_attributes_can_be_read_and_applied():
+    reranker = RouteHeadReranker(llm=LLM, max_heads=4)
+    attributes = {attribute.name: attribute.value for attribute in pt.inspect.transformer_attributes(reranker)}
+    assert (attributes["max_heads"], attributes["llm"]) == (4, LLM)
+    assert pt.inspect.transformer_apply_attributes(reranker, max_heads=3).max_heads == 3
+
+
+def test_pipelines_are_fitted_and_drawn(llm):
+    routing = RouteHeadReranker(**SMALL, llm=llm)
+    pipeline = AttentionHeadScorer(llm=llm) >> routing
+    pipeline.fit(TRAIN, TRAIN_QRELS, VALID, VALID_QRELS)
+    out = pipeline(VALID)
+    assert len(out) == len(VALID)
+    assert isinstance(routing.router_, HeadRouter)
+    assert "RouteHead" in pt.schematic.draw(pipeline)
+
+
+def test_a_fitted_reranker_can_be_copied_and_pickled(fitted, scored, llm):
+    expected = fitted(scored["valid"])
+    same_ranking(copy.deepcopy(fitted)(scored["valid"]), expected)
+    loaded = pickle.loads(pickle.dumps(fitted))
+    loaded.llm = llm
+    same_ranking(loaded(scored["valid"]), expected)
+    pd.testing.assert_frame_equal(loaded.labels_, fitted.labels_)
+
+
+def test_a_reranker_with_a_router_can_be_pickled(router, scored, llm):
+    expected = RouteHeadReranker(router, llm=llm)(scored["valid"])
+    loaded = pickle.loads(pickle.dumps(RouteHeadReranker(router)))
+    loaded.llm = llm
+    same_ranking(loaded(scored["valid"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"pool_size": 0}, ValueError, "pool_size is a number of heads from 1, got 0"),
+        ({"pool_size": True}, ValueError, "pool_size is a number of heads from 1, got True"),
+        ({"max_heads": 1.5}, ValueError, "max_heads is a number of heads from 1, got 1.5"),
+        ({"hold_out": 0}, ValueError, "hold_out is a share between 0 and 1, got 0"),
+        ({"hold_out": 1.0}, ValueError, "hold_out is a share between 0 and 1, got 1.0"),
+        ({"threshold": 2}, ValueError, "threshold is a probability, got 2"),
+        ({"unsure": -1}, ValueError, "unsure is a probability, got -1"),
+        ({"max_heads": 2, "min_heads": 3}, ValueError, "1 <= least <= most; got 3, 2"),
+        ({"min_heads": 0}, ValueError, "1 <= least <= most; got 0, 8"),
+        ({"static_heads": -1}, ValueError, "static_heads is a number of heads from 0, got -1"),
+        ({"pooling": "max"}, ValueError, "pooling is one of 'mean', 'last', got 'max'"),
+        ({"source": "head"}, ValueError, "source is 'query' or 'tail', got 'head'"),
+        ({"token_filter": "sum"}, ValueError, "token_filter='sum' has no scores per head to route over"),
+        ({"max_layer": 0}, ValueError, "max_layer is a number of layers from 1"),
+        ({"depth": 0}, ValueError, "depth is a whole number from 1"),
+        ({"first_stage_weight": np.nan}, ValueError, "first_stage_weight is a finite number"),
+        ({"router": "some/folder"}, TypeError, "router is a HeadRouter or None, got str"),
+        ({"llm": 3}, TypeError, "llm is a FrozenLLM"),
+    ],
+    ids=str,
+)
+def test_arguments_that_cannot_be_are_refused(wrong, error, message):
+    with pytest.raises(error, match=message):
+        RouteHeadReranker(**{"llm": LLM, **wrong})
+
+
+def test_attributes_set_wrong_later_are_refused_too(fitted, scored):
+    wrong = copy.copy(fitted)
+    wrong.threshold = 3
+    with pytest.raises(ValueError, match="threshold is a probability, got 3"):
+        wrong(scored["valid"])
+
+
+# Ranking
+
+
+def test_scores_are_the_sums_of_exactly_the_heads_that_are_named(llm, router, scored):
+    out = RouteHeadReranker(router, llm=llm, routed_heads=True)(VALID)
+    routes = set()
+    for qid, own in out.groupby("qid"):
+        (named,) = set(own["routed_heads"])
+        routes.add(named)
+        assert isinstance(named, tuple)
+        state = encode_queries(llm, [own["query"].iloc[0]], router.state)[own["query"].iloc[0]]
+        weights = router.route(state)
+        assert named == tuple(str(head) for head, weight in zip(router.pool, weights, strict=True) if weight)
+        heads = [Head(*map(int, name.split("-"))) for name in named]
+        vectors = scored["valid"][scored["valid"]["qid"] == qid]["head_scores"]
+        reading = scored["valid"]["head_reading"].iloc[0]
+        expected = np.stack(vectors)[:, reading.columns(heads)].sum(axis=1, dtype=float)
+        np.testing.assert_allclose(own["score"], expected, atol=1e-5)
+        alone = StaticHeadReranker(heads, llm=llm)(VALID[VALID["qid"] == qid])
+        same_ranking(own, alone, atol=1e-5)
+    assert len(routes) > 1
+    assert "routed_heads" not in RouteHeadReranker(router, llm=llm)(VALID).columns
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"first_stage_weight": 0.7}, {"depth": 3}, {"batch_size": 3}, {"depth": 4, "first_stage_weight": 2.0}],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "choice", [{"most": 2}, {"weighted": True, "least": 3}, {"evidence": True, "most": 2}], ids=str
+)
+def test_on_text_and_behind_a_scorer_gives_the_same(llm, options, choice):
+    router = router_for(model_identity(llm), layer=1, **choice)
+    behind = RouteHeadReranker(router, llm=llm, routed_heads=True, **options)
+    on_text = RouteHeadReranker(router, llm=llm, routed_heads=True, **options)
+    scorer = AttentionHeadScorer(llm=llm, depth=options.get("depth"))
+    one, other = behind(scorer(VALID)), on_text(VALID)
+    same_ranking(one, other, atol=1e-5)
+    assert one["routed_heads"].tolist() == other["routed_heads"].tolist()
+
+
+def test_the_order_of_the_rows_does_not_matter(llm, router):
+    reranker = RouteHeadReranker(router, llm=llm, routed_heads=True)
+    expected = reranker(VALID).set_index("docno")
+    shuffled = reranker(VALID.sample(frac=1, random_state=1)).set_index("docno").loc[expected.index]
+    same_ranking(shuffled, expected)
+    assert shuffled["routed_heads"].tolist() == expected["routed_heads"].tolist()
+
+
+def test_below_depth_rows_keep_their_order_and_have_no_routed_heads(llm, router):
+    out = RouteHeadReranker(router, llm=llm, depth=3, routed_heads=True)(VALID)
+    for _, own in out.groupby("qid"):
+        assert own["routed_heads"].isna().tolist() == [False] * 3 + [True] * 4
+        assert own["rank"].iloc[3:].tolist() == [3, 4, 5, 6]
+        assert own["score"].iloc[3:].max() < own["score"].iloc[:3].min()
+
+
+def test_heads_can_be_weighted_by_their_probabilities(llm, scored):
+    router = router_for(model_identity(llm), weighted=True, threshold=0.3)
+    out = RouteHeadReranker(router, llm=llm)(VALID)
+    columns = scored["valid"]["head_reading"].iloc[0].columns(list(router.pool))
+    fractions = []
+    for qid, own in scored["valid"].groupby("qid"):
+        query = own["query"].iloc[0]
+        weights = router.route(encode_queries(llm, [query], router.state)[query])
+        fractions += [weight for weight in weights if 0 < weight < 1]
+        expected = rank_by(own["head_scores"], np.eye(16)[columns].T @ weights)
+        np.testing.assert_allclose(out[out["qid"] == qid]["score"], expected, atol=1e-5)
+    assert len(fractions) > 5
+
+
+def test_the_first_stage_is_added_as_standard_scores(llm, router):
+    plain = RouteHeadReranker(router, llm=llm)(VALID)
+    mixed = RouteHeadReranker(router, llm=llm, first_stage_weight=2.0)(VALID)
+    for qid, own in plain.groupby("qid"):
+        z = [(s - s.mean()) / s.std(ddof=0) for s in (own["score"], VALID[VALID["qid"] == qid]["score"])]
+        np.testing.assert_allclose(mixed[mixed["qid"] == qid]["score"], z[0] + 2 * z[1], atol=1e-5)
+
+
+def test_a_router_can_look_at_the_list(llm, scored):
+    router = router_for(model_identity(llm), evidence=True, most=2)
+    out = RouteHeadReranker(router, llm=llm, routed_heads=True)(VALID)
+    columns = scored["valid"]["head_reading"].iloc[0].columns(list(router.pool))
+    for qid, own in scored["valid"].groupby("qid"):
+        vectors = np.stack(own["head_scores"])[:, columns]
+        query = own["query"].iloc[0]
+        state = encode_queries(llm, [query], router.state)[query]
+        weights = router.route(state, list_evidence(vectors, own["score"].to_numpy()))
+        np.testing.assert_allclose(out[out["qid"] == qid]["score"], vectors.astype(float) @ weights, atol=1e-4)
+
+
+def test_several_pooling_and_layers_embed_the_query_otherwise(llm):
+    query = VALID["query"].iloc[0]
+    states = [
+        encode_queries(llm, [query], QueryState(layer, pooling))[query]
+        for layer in (0, 2)
+        for pooling in ("mean", "last")
+    ]
+    assert all(state.shape == (32,) for state in states)
+    assert len({tuple(state.round(4)) for state in states}) == 4
+
+
+def test_static_heads_and_unsure_follow_the_pool(llm, scored):
+    pool = [Head(3, 1), Head(0, 2), Head(2, 0), Head(1, 3)]
+    for choice, heads in (({"unsure": 1.0, "most": 3}, pool[:3]), ({"threshold": 0.0, "static_heads": 4}, pool)):
+        router = router_for(model_identity(llm), **choice)
+        out = RouteHeadReranker(router, llm=llm)(scored["valid"])
+        same_ranking(out, StaticHeadReranker(heads)(scored["valid"]), atol=1e-5)
+
+
+# What is run
+
+
+def passes(llm, run):
+    before = llm.document_passes
+    run()
+    return llm.document_passes - before
+
+
+def test_behind_a_scorer_no_document_is_read(llm, router, scored):
+    reranker = RouteHeadReranker(router, llm=llm)
+    assert passes(llm, lambda: reranker(scored["valid"])) == 0
+    assert passes(llm, lambda: RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS)) == 0
+    assert passes(llm, lambda: reranker(VALID)) == VALID["qid"].nunique()
+
+
+def test_on_text_no_layer_above_the_deepest_routed_head_runs(llm):
+    router = router_for(model_identity(llm), "0-1,1-2,2-0,3-3", most=1)
+    reranker = RouteHeadReranker(router, llm=llm, routed_heads=True)
+    run = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, index=index: run.append(index))
+        for index, layer in enumerate(llm.model.layers)
+    ]
+    depths = set()
+    try:
+        for qid in VALID["qid"].unique():
+            run.clear()
+            (named,) = set(reranker(VALID[VALID["qid"] == qid])["routed_heads"])
+            deepest = int(named[0].split("-")[0])
+            assert max(run) == deepest
+            depths.add(deepest)
+        run.clear()
+        looking = router_for(model_identity(llm), "0-1,1-2,3-3", evidence=True, most=1)
+        RouteHeadReranker(looking, llm=llm)(VALID)
+        assert max(run) == 3  # its evidence is on all heads of the pool
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(depths) > 1
+    assert min(depths) < 3
+
+
+def test_a_query_is_embedded_once(llm, router, scored):
+    reranker = RouteHeadReranker(router, llm=llm)
+    run = []
+    hook = llm.model.layers[0].register_forward_pre_hook(lambda *_: run.append(1))
+    try:
+        reranker(scored["valid"])
+        assert len(run) == VALID["qid"].nunique()
+        reranker(scored["valid"])
+        assert len(run) == VALID["qid"].nunique()
+    finally:
+        hook.remove()
+
+
+def test_lists_in_a_store_are_not_read_again(llm, router, tmp_path):
+    store = HeadScoreStore(tmp_path / "store")
+    expected = RouteHeadReranker(router, llm=llm)(VALID)
+    AttentionHeadScorer(llm=llm, store=store)(VALID)
+    reranker = RouteHeadReranker(router, llm=llm, store=store)
+    assert passes(llm, lambda: same_ranking(reranker(VALID), expected, atol=1e-5)) == 0
+
+
+# The query's rows in the re-ranking pass
+
+
+def test_tail_states_come_from_the_column(llm, scored):
+    router = router_for(model_identity(llm), layer=2, source="tail", most=2)
+    out = RouteHeadReranker(router, llm=llm, routed_heads=True)(
+        scored["valid"]
+    )
+    columns = scored["valid"]["head_reading"].iloc[0].columns(list(router.pool))
+    for qid, own in scored["valid"].groupby("qid"):
+        weights = router.route(own["hidden_state"].iloc[0][1])  # layers 1 and 2
+        expected = np.stack(own["head_scores"])[:, columns].astype(float) @ weights
+        np.testing.assert_allclose(out[out["qid"] == qid]["score"], expected, atol=1e-5)
+    assert out["routed_heads"].nunique() > 1
+
+
+def test_tail_states_need_no_model_and_no_query(llm, scored):
+    router = router_for(model_identity(llm), layer=2, source="tail", most=2)
+    expected = RouteHeadReranker(router, llm=llm)(scored["valid"])
+    same_ranking(RouteHeadReranker(router)(scored["valid"].drop(columns=["query", "text"])), expected)
+
+
+def test_tail_states_that_are_not_there_are_asked_for(llm, scored):
+    router = router_for(model_identity(llm), layer=3, source="tail")
+    reranker = RouteHeadReranker(router, llm=llm)
+    with pytest.raises(pt.validate.InputValidationError, match="hidden_state"):
+        reranker(scored["valid"].drop(columns="hidden_state"))
+    with pytest.raises(ValueError, match=r"put it behind AttentionHeadScorer\(hidden_layers=\[3\]\)"):
+        reranker(VALID)
+    with pytest.raises(ValueError, match=r"layers \[1, 2\], the router needs 3: AttentionHeadScorer\(hidden_layers="):
+        reranker(scored["valid"])
+    with pytest.raises(pt.validate.InputValidationError, match="hidden_state"):
+        RouteHeadReranker(llm=llm, source="tail").fit(scored["train"].drop(columns="hidden_state"), TRAIN_QRELS)
+
+
+def test_a_router_of_tail_states_is_learnt(scored):
+    reranker = RouteHeadReranker(source="tail", layer=1, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    assert reranker.router_.state == QueryState(1, source="tail")
+    states = np.stack([own["hidden_state"].iloc[0][0] for _, own in scored["train"].groupby("qid", sort=False)])
+    held = ~np.isin(TRAIN["qid"].unique(), reranker.labels_["qid"])
+    np.testing.assert_allclose(reranker.router_.weights["mean"], states[~held].mean(axis=0), atol=1e-5)
+    assert np.isfinite(reranker(scored["valid"])["score"]).all()
+
+
+# Learning
+
+
+def test_fit_says_what_it_found(fitted):
+    assert fitted.router_.pool.detection.criterion == "ndcg@10"
+    assert fitted.router_.pool.detection.queries == 14
+    assert len(fitted.router_.pool) == 6
+    assert list(fitted.router_.pool.scores) == sorted(fitted.router_.pool.scores, reverse=True)
+    assert fitted.router_.state == QueryState(2)  # the middle layer
+    assert fitted.router_.selection == Selection(most=2)
+    assert not fitted.router_.uses_evidence
+    assert list(fitted.labels_) == ["qid", "heads", "size", "before", "after"]
+    assert (fitted.labels_["size"] <= 2).all()
+    assert fitted.left_out_ == 0
+    assert len(fitted.report_) == 5
+    best = fitted.report_["held-out nDCG@10"].idxmax()
+    assert fitted.router_.report == {
+        "labels": "shrunk",
+        "training queries": 14,
+        "held-out queries": 5,
+        "left out": 0,
+        "distinct labels": fitted.labels_["heads"].nunique(),
+        "epoch": best,
+        "held-out nDCG@10": pytest.approx(fitted.report_["held-out nDCG@10"].max()),
+    }
+
+
+def test_fit_on_text_is_fit_behind_a_scorer(llm, fitted):
+    reranker = RouteHeadReranker(llm=llm, **SMALL)
+    assert passes(llm, lambda: reranker.fit(TRAIN, TRAIN_QRELS, VALID, VALID_QRELS)) == 19
+    assert reranker.router_.pool.heads == fitted.router_.pool.heads
+    pd.testing.assert_frame_equal(reranker.labels_, fitted.labels_, check_exact=False, atol=1e-6)
+    pd.testing.assert_frame_equal(reranker.report_, fitted.report_, check_exact=False, atol=1e-3)
+    for query in VALID["query"].unique():
+        state = encode_queries(llm, [query], fitted.router_.state)[query]
+        found = [one.router_.probabilities(state) for one in (reranker, fitted)]
+        np.testing.assert_allclose(*found, atol=1e-3)
+    same_ranking(reranker(VALID), fitted(VALID), atol=1e-5)
+
+
+def test_the_seed_decides_what_is_learnt(llm, scored):
+    routers = [
+        RouteHeadReranker(llm=llm, seed=seed, **SMALL).fit(scored["train"], TRAIN_QRELS) for seed in (0, 0, 1)
+    ]
+    for name, array in routers[0].router_.weights.items():
+        np.testing.assert_array_equal(array, routers[1].router_.weights[name])
+    assert not np.allclose(routers[0].router_.weights["projection"], routers[2].router_.weights["projection"])
+    assert set(routers[0].labels_["qid"]) == set(routers[1].labels_["qid"]) != set(routers[2].labels_["qid"])
+
+
+@pytest.mark.parametrize("hold_out", [0.2, 0.5])
+def test_held_out_training_queries_have_no_labels(llm, scored, hold_out):
+    reranker = RouteHeadReranker(llm=llm, hold_out=hold_out, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    held = set(TRAIN["qid"]) - set(reranker.labels_["qid"])
+    assert len(held) == round(hold_out * 14)
+    assert reranker.labels_["qid"].is_unique
+    assert (reranker.router_.report["training queries"], reranker.router_.report["held-out queries"]) == (
+        14 - len(held),
+        len(held),
+    )
+    assert reranker.router_.pool.detection.queries == 14 - len(held)
+    # ... nor do their judgements matter for the pool and the labels.
+    turned = TRAIN_QRELS.copy()
+    rows = turned["qid"].isin(held)
+    turned.loc[rows, "docno"] = turned.loc[rows, "qid"] + "-d0"
+    turned = turned.drop_duplicates(["qid", "docno"])
+    again = RouteHeadReranker(llm=llm, hold_out=hold_out, **SMALL).fit(scored["train"], turned)
+    assert again.router_.pool.to_json() == reranker.router_.pool.to_json()
+    pd.testing.assert_frame_equal(again.labels_, reranker.labels_)
+    assert not again.report_["held-out nDCG@10"].equals(reranker.report_["held-out nDCG@10"])
+
+
+def test_validation_queries_are_in_no_label_and_change_neither_pool_nor_labels(llm, scored, fitted):
+    assert fitted.labels_["qid"].tolist() == list(TRAIN["qid"].unique())
+    other = VALID_QRELS.assign(docno=VALID_QRELS["qid"] + "-d6").drop_duplicates()
+    again = RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, scored["valid"], other)
+    pd.testing.assert_frame_equal(again.labels_, fitted.labels_)
+    assert again.router_.pool.to_json() == fitted.router_.pool.to_json()
+    assert not again.report_["held-out nDCG@10"].equals(fitted.report_["held-out nDCG@10"])
+    np.testing.assert_array_equal(again.report_["loss"], fitted.report_["loss"])
+
+
+def test_a_query_in_training_and_validation_is_refused(llm, scored):
+    both = pd.concat([VALID, TRAIN[TRAIN["qid"] == "1-3"]], ignore_index=True)
+    reranker = RouteHeadReranker(llm=llm, **SMALL)
+    with pytest.raises(ValueError, match="1 queries are in training and validation, such as '1-3'"):
+        reranker.fit(TRAIN, TRAIN_QRELS, both, pd.concat([VALID_QRELS, TRAIN_QRELS]))
+    assert not hasattr(reranker, "router_")
+    numbers = scored["train"].assign(qid=scored["train"]["qid"].str.replace("1-", "").astype(int))
+    with pytest.raises(ValueError, match="14 queries are in training and validation"):
+        reranker.fit(
+            numbers,
+            TRAIN_QRELS.assign(qid=TRAIN_QRELS["qid"].str.replace("1-", "")),
+            numbers.assign(qid=numbers["qid"].astype(str)),
+            TRAIN_QRELS.assign(qid=TRAIN_QRELS["qid"].str.replace("1-", "")),
+        )
+
+
+def test_lists_that_tell_nothing_are_left_out_and_not_read(llm):
+    qrels = TRAIN_QRELS[~TRAIN_QRELS["qid"].isin(["1-0", "1-4", "1-9"])]
+    reranker = RouteHeadReranker(llm=llm, **SMALL)
+    assert passes(llm, lambda: reranker.fit(TRAIN, qrels, VALID, VALID_QRELS)) == 16
+    assert reranker.left_out_ == 3
+    assert len(reranker.labels_) == 11
+    assert reranker.router_.report["left out"] == 3
+
+
+def test_too_little_to_learn_from_is_refused(llm, scored):
+    for qids, message in ((["1-0"], "0 training lists"), (["1-0", "1-1"], "1 training lists")):
+        few = scored["train"][scored["train"]["qid"].isin(qids)]
+        with pytest.raises(ValueError, match=f"{message} tell something about heads: too few to learn from"):
+            RouteHeadReranker(llm=llm, **SMALL).fit(few, TRAIN_QRELS)
+    with pytest.raises(ValueError, match="do the qids and docnos of topics and qrels agree"):
+        RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], VALID_QRELS)
+
+
+def test_validation_lists_that_were_read_otherwise_are_refused(llm, scored):
+    other = AttentionHeadScorer(llm=llm, document_order="best_first")(VALID)
+    with pytest.raises(ValueError, match="validation lists were read otherwise than the training lists"):
+        RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, other, VALID_QRELS)
+
+
+def test_a_reranker_with_a_router_is_not_fitted(llm, router, scored):
+    with pytest.raises(ValueError, match="was given a router: leave it out to train one"):
+        RouteHeadReranker(router, llm=llm).fit(scored["train"], TRAIN_QRELS)
+
+
+def test_a_fit_that_is_refused_leaves_no_router(llm, scored):
+    reranker = RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    with pytest.raises(ValueError, match="do the qids"):
+        reranker.fit(scored["train"], VALID_QRELS)
+    with pytest.raises(RuntimeError, match="has no heads yet"):
+        reranker(scored["valid"])
+
+
+@pytest.mark.parametrize("labels", ["search", "search+prior", "shrunk"])
+def test_labels_are_made_by_name(llm, scored, labels):
+    reranker = RouteHeadReranker(llm=llm, labels=labels, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    assert reranker.router_.report["labels"] == labels
+    assert reranker.labels_["size"].between(1, 2).all()
+    if labels == "search":
+        assert reranker.labels_["after"].mean() > reranker.labels_["before"].mean()
+
+
+def test_labels_are_made_by_a_function(llm, scored):
+    def the_first(lists, most):
+        return np.tile(np.arange(lists.scores.shape[2]) == 0, (len(lists), 1)).astype(float)
+
+    reranker = RouteHeadReranker(llm=llm, labels=the_first, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    assert reranker.router_.report["labels"] == "the_first"
+    assert set(reranker.labels_["heads"]) == {str(reranker.router_.pool.heads[0])}
+    with pytest.raises(ValueError, match="no label recipe 'serach'; known: search"):
+        RouteHeadReranker(llm=llm, labels="serach", **SMALL).fit(scored["train"], TRAIN_QRELS)
+
+
+def test_the_pool_keeps_to_the_layers_wanted(llm, scored):
+    reranker = RouteHeadReranker(llm=llm, max_layer=2, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    assert {head.layer for head in reranker.router_.pool} <= {0, 1}
+
+
+def test_depth_cuts_what_is_learnt_from(llm, scored):
+    cut = scored["train"][scored["train"]["rank"] < 4]
+    one = RouteHeadReranker(llm=llm, depth=4, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    other = RouteHeadReranker(llm=llm, **SMALL).fit(cut, TRAIN_QRELS)
+    assert one.router_.pool.heads == other.router_.pool.heads
+    pd.testing.assert_frame_equal(one.labels_, other.labels_)
+    assert one.left_out_ == other.left_out_ > 0
+
+
+@pytest.mark.parametrize("inp", ["text", "vectors"])
+def test_a_router_with_evidence_is_learnt(llm, scored, inp):
+    train, valid = (TRAIN, VALID) if inp == "text" else (scored["train"], scored["valid"])
+    reranker = RouteHeadReranker(llm=llm, evidence=True, **SMALL).fit(train, TRAIN_QRELS, valid, VALID_QRELS)
+    assert reranker.router_.uses_evidence
+    columns = scored["train"]["head_reading"].iloc[0].columns(list(reranker.router_.pool))
+    told = [
+        list_evidence(np.stack(own["head_scores"])[:, columns], own["score"].to_numpy())
+        for _, own in scored["train"].groupby("qid")
+    ]
+    np.testing.assert_allclose(
+        reranker.router_.weights["evidence_mean"], np.concatenate(told).mean(axis=0), atol=1e-4
+    )
+    assert np.isfinite(reranker(valid)["score"]).all()
+
+
+def test_how_a_fitted_reranker_chooses_can_be_changed(fitted, scored):
+    wide = copy.copy(fitted)
+    wide.max_heads, wide.min_heads, wide.routed_heads = 5, 5, True
+    assert wide(scored["valid"])["routed_heads"].map(len).eq(5).all()
+    wide.max_heads, wide.min_heads = 1, 1
+    assert wide(scored["valid"])["routed_heads"].map(len).eq(1).all()
+
+
+# Sharing
+
+
+def test_a_saved_router_ranks_the_same(fitted, scored, llm, tmp_path):
+    expected = fitted(scored["valid"])
+    fitted.router_.save(tmp_path / "router")
+    for router in (fitted.router_, HeadRouter(tmp_path / "router"), pt.Artifact.load(str(tmp_path / "router"))):
+        reranker = RouteHeadReranker(router, llm=llm)
+        out = reranker(scored["valid"])
+        assert out["score"].tolist() == expected["score"].tolist()
+        assert out["rank"].tolist() == expected["rank"].tolist()
+        same_ranking(reranker(VALID), expected, atol=1e-5)
+
+
+def test_without_llm_a_router_brings_its_model(router, llm, tmp_path):
+    llm.model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    shared = FrozenLLM(str(tmp_path / "model"))
+    own = router_for(model_identity(shared), most=2)
+    expected = RouteHeadReranker(router, llm=shared)(VALID)
+    same_ranking(RouteHeadReranker(own)(VALID), expected, atol=1e-5)
+    same_ranking(RouteHeadReranker(own)(AttentionHeadScorer(llm=shared)(VALID)), expected, atol=1e-5)
+
+
+def test_a_router_for_another_model_is_refused_by_name(router):
+    other = toy_llm(architecture="Qwen3")
+    for inp in (VALID, AttentionHeadScorer(llm=other)(VALID)):
+        with pytest.raises(MismatchError, match=r"LlamaModel .*not for Qwen3Model"):
+            RouteHeadReranker(router, llm=other)(inp)
+
+
+def test_another_model_for_the_query_is_refused_by_name(router, scored):
+    with pytest.raises(MismatchError, match=r"read from LlamaModel .*not Qwen3Model"):
+        RouteHeadReranker(router, llm=toy_llm(architecture="Qwen3"))(scored["valid"])
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # PyTerrier's own, raised again by pytest.warns
+def test_a_router_for_another_reading_is_refused_with_both(llm, router):
+    scorer = AttentionHeadScorer(llm=llm, document_order="best_first")
+    with pytest.raises(MismatchError, match="document_order='best_first' instead of 'best_last'"):
+        RouteHeadReranker(router, llm=llm)(scorer(VALID))
+    allowed = RouteHeadReranker(router, llm=llm, allow_mismatch=True)(scorer(VALID))
+    assert np.isfinite(allowed["score"]).all()
+    with pytest.warns(UserWarning, match="document_order='best_first' instead of 'best_last'"):
+        RouteHeadReranker(router, llm=llm, document_order="best_first")(VALID)
+
+
+def test_vectors_without_a_head_of_the_pool_are_refused(llm, router):
+    part = AttentionHeadScorer("3-1,0-2", llm=llm)(VALID)
+    with pytest.raises(ValueError, match="head_scores lacks 2 of 4 heads: 2-0, 1-3"):
+        RouteHeadReranker(router, llm=llm)(part)
+
+
+def test_routing_is_one_of_several_behind_a_scorer(llm, router):
+    scorer = AttentionHeadScorer(llm=llm)
+    several = [scorer >> RouteHeadReranker(router, llm=llm), scorer >> ICRReranker()]
+    one, other = (pipeline(VALID) for pipeline in several)
+    assert one["rank"].tolist() != other["rank"].tolist()

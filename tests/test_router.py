@@ -1,0 +1,556 @@
+"""`HeadRouter`: probabilities, the choice of heads and the files; and how its weights are trained."""
+
+import copy
+import json
+import math
+import pickle
+from dataclasses import replace
+from importlib.metadata import entry_points
+from itertools import combinations
+
+import numpy as np
+import pyterrier as pt
+import pytest
+import torch
+
+from pyterrier_routehead import Detection, HeadRouter, HeadSet, ReadingSettings, Selection
+from pyterrier_routehead.labels import make_labels
+from pyterrier_routehead.query_encoder import QueryState
+from pyterrier_routehead.reading import ModelIdentity
+from pyterrier_routehead.router import EVIDENCE_NAMES, WEIGHT_NAMES, choose
+from pyterrier_routehead.search import JudgedLists, ndcg
+from pyterrier_routehead.training import RoutingData, TrainingSettings, _Router, train
+
+MODEL = ModelIdentity("no/such-model", ("aa", "bb", "cc", "dd"), 4, 4)
+HIDDEN, SIZE = 5, 2
+
+
+def some_pool(heads="3-1,0-2,2-0"):
+    detection = Detection("ndcg@10", {"depth": None}, "some queries", 7)
+    return HeadSet.of(
+        heads, model=MODEL, scores=[1.0 / (i + 1) for i in range(heads.count(",") + 1)], settings=ReadingSettings(),
+        detection=detection,
+    )
+
+
+def some_weights(seed=0, evidence=False):
+    generator = np.random.default_rng(seed)
+    weights = {
+        "mean": generator.normal(size=HIDDEN),
+        "deviation": 0.5 + generator.random(HIDDEN),
+        "projection": generator.normal(size=(HIDDEN, SIZE)),
+        "head_embeddings": generator.normal(size=(3, SIZE)),
+        "bias": generator.normal(size=3),
+    }
+    if evidence:
+        weights |= {
+            "evidence_mean": generator.normal(size=4),
+            "evidence_deviation": 0.5 + generator.random(4),
+            "evidence_weights": generator.normal(size=4),
+        }
+    return weights
+
+
+def some_router(evidence=False, seed=0, **selection):
+    return HeadRouter.of(
+        some_pool(),
+        some_weights(seed, evidence),
+        state=QueryState(2, "last"),
+        selection=Selection(**selection),
+        report={"epoch": 3, "held-out nDCG@10": 0.25},
+    )
+
+
+def some_inputs(seed=1):
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=HIDDEN).astype(np.float32), generator.normal(size=(3, 4))
+
+
+def plain_probabilities(weights, state, evidence=None):
+    """By loops, from what the documentation says."""
+    w = {name: array.tolist() for name, array in weights.items()}
+    standard = [(x - m) / d for x, m, d in zip(state.tolist(), w["mean"], w["deviation"], strict=True)]
+    query = [sum(standard[i] * w["projection"][i][j] for i in range(HIDDEN)) for j in range(SIZE)]
+    found = []
+    for head in range(3):
+        logit = sum(q * e for q, e in zip(query, w["head_embeddings"][head], strict=True)) / math.sqrt(SIZE)
+        logit += w["bias"][head]
+        if evidence is not None:
+            for i in range(4):
+                told = (evidence[head][i] - w["evidence_mean"][i]) / w["evidence_deviation"][i]
+                logit += told * w["evidence_weights"][i]
+        found.append(1 / (1 + math.exp(-logit)))
+    return found
+
+
+# Probabilities
+
+
+@pytest.mark.parametrize("evidence", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_probabilities_are_the_plain_computation(evidence, seed):
+    weights = some_weights(seed, evidence)
+    router = HeadRouter.of(some_pool(), weights, state=QueryState(0))
+    state, told = some_inputs(seed)
+    told = told if evidence else None
+    probabilities = router.probabilities(state, told)
+    assert probabilities.dtype == np.float64
+    assert router.uses_evidence is evidence
+    np.testing.assert_allclose(probabilities, plain_probabilities(weights, state, told), atol=1e-5)
+
+
+def test_the_query_and_the_evidence_matter():
+    router = some_router(evidence=True)
+    (one, told), (other, else_) = some_inputs(1), some_inputs(2)
+    base = router.probabilities(one, told)
+    assert not np.allclose(base, router.probabilities(other, told), atol=1e-2)
+    assert not np.allclose(base, router.probabilities(one, else_), atol=1e-2)
+
+
+def test_a_query_embedding_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"query embedding has the shape \(6,\), not \(5,\)"):
+        some_router().probabilities(np.zeros(6))
+
+
+@pytest.mark.parametrize("evidence", [False, True])
+def test_what_is_trained_with_torch_is_applied_with_numpy(evidence):
+    generator = np.random.default_rng(0)
+    states = generator.normal(2, 3, size=(20, 7)).astype(np.float32)
+    told = generator.normal(1, 5, size=(20, 3, 4)) if evidence else None
+    data = RoutingData(states, None, told, (generator.random((20, 3)) < 0.4).astype(float))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = _Router(data, TrainingSettings(size=6)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter)
+    router = HeadRouter.of(some_pool(), model.weights(), state=QueryState(0))
+    with torch.inference_mode():
+        given = None if told is None else torch.tensor(told, dtype=torch.float32)
+        expected = model(torch.tensor(states), given).sigmoid().numpy()
+    assert expected.std() > 0.1
+    found = [router.probabilities(state, None if told is None else told[i]) for i, state in enumerate(states)]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+# Choosing
+
+
+PROBABILITIES = np.array([0.2, 0.9, 0.5, 0.6, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("selection", "weights"),
+    [
+        ({}, [0, 1, 1, 1, 0]),
+        ({"threshold": 0.55}, [0, 1, 0, 1, 0]),
+        ({"threshold": 0.0}, [1, 1, 1, 1, 1]),
+        ({"threshold": 0.95}, [0, 1, 0, 0, 0]),
+        ({"threshold": 0.95, "least": 2}, [0, 1, 0, 1, 0]),
+        ({"least": 4}, [1, 1, 1, 1, 0]),
+        ({"least": 8}, [1, 1, 1, 1, 1]),
+        ({"threshold": 0.0, "most": 2}, [0, 1, 0, 1, 0]),
+        ({"most": 1}, [0, 1, 0, 0, 0]),
+        ({"weighted": True}, [0, 0.9, 0.5, 0.6, 0]),
+        ({"weighted": True, "least": 4}, [0.2, 0.9, 0.5, 0.6, 0]),
+        ({"static_heads": 1}, [1, 1, 1, 1, 0]),
+        ({"static_heads": 2, "most": 1, "threshold": 0.6}, [1, 1, 0, 0, 0]),
+        ({"static_heads": 9}, [1, 1, 1, 1, 1]),
+        ({"static_heads": 1, "most": 2}, [1, 1, 0, 1, 0]),
+        ({"weighted": True, "static_heads": 2}, [1, 1, 0.5, 0.6, 0]),
+        ({"unsure": 0.9}, [0, 1, 1, 1, 0]),
+        ({"unsure": 0.91, "most": 2}, [1, 1, 0, 0, 0]),
+        ({"unsure": 0.91}, [1, 1, 1, 1, 1]),
+        ({"unsure": 0.91, "most": 3, "weighted": True}, [1, 1, 1, 0, 0]),
+    ],
+    ids=str,
+)
+def test_probabilities_become_weights(selection, weights):
+    chosen = choose(PROBABILITIES, Selection(**selection))
+    assert chosen.tolist() == weights
+    assert chosen.dtype == np.float64
+
+
+def test_equal_probabilities_are_chosen_in_the_pools_order():
+    assert choose(np.full(4, 0.7), Selection(most=2)).tolist() == [1, 1, 0, 0]
+
+
+def test_a_router_routes_by_its_selection():
+    state, _ = some_inputs()
+    probabilities = some_router().probabilities(state)
+    assert probabilities.std() > 0.05
+    for selection in (Selection(most=1), Selection(weighted=True, least=3), Selection(unsure=1.0, most=2)):
+        router = some_router().with_selection(selection)
+        assert router.selection == selection
+        np.testing.assert_array_equal(router.route(state), choose(probabilities, selection))
+    assert some_router().selection == Selection()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"threshold": 1.5}, "threshold is a probability, got 1.5"),
+        ({"threshold": -0.1}, "threshold is a probability"),
+        ({"threshold": float("nan")}, "threshold is a probability, got nan"),
+        ({"unsure": 2}, "unsure is a probability, got 2"),
+        ({"least": 0}, "1 <= least <= most; got 0, 8"),
+        ({"most": 0}, "1 <= least <= most; got 1, 0"),
+        ({"least": 3, "most": 2}, "1 <= least <= most; got 3, 2"),
+        ({"static_heads": -1}, "static_heads is a number of heads from 0, got -1"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Selection(**wrong)
+
+
+# Weights
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("mean", (4,), r"'mean' have the shape \(4,\), not \(5,\)"),
+        ("deviation", (6,), r"'deviation' have the shape \(6,\), not \(5,\)"),
+        ("head_embeddings", (2, 2), r"'head_embeddings' have the shape \(2, 2\), not \(3, 2\)"),
+        ("head_embeddings", (3, 3), r"'head_embeddings' have the shape \(3, 3\), not \(3, 2\)"),
+        ("bias", (4,), r"'bias' have the shape \(4,\), not \(3,\)"),
+        ("projection", (4, 2), r"have the shape \(5,\), not \(4,\)"),
+        ("colour", (1,), "weights are .*colour.*, not"),
+        ("evidence_mean", (4,), "weights are .*evidence_mean.*, not"),
+    ],
+)
+def test_weights_of_a_wrong_shape_or_name_are_refused(name, shape, message):
+    with pytest.raises(ValueError, match=message):
+        HeadRouter.of(some_pool(), some_weights() | {name: np.ones(shape)}, state=QueryState(0))
+
+
+@pytest.mark.parametrize("name", [*WEIGHT_NAMES, *EVIDENCE_NAMES])
+def test_weights_that_lack_or_are_not_finite_are_refused(name):
+    weights = some_weights(evidence=True)
+    broken = weights | {name: np.where(np.arange(weights[name].size) == 1, np.nan, 1).reshape(weights[name].shape)}
+    with pytest.raises(ValueError, match="not finite"):
+        HeadRouter.of(some_pool(), broken, state=QueryState(0))
+    less = {own: array for own, array in weights.items() if own != name}
+    with pytest.raises(ValueError, match=r"its weights are .*, not"):
+        HeadRouter.of(some_pool(), less, state=QueryState(0))
+
+
+def test_a_router_for_a_pool_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"\(3, 2\), not \(2, 2\)"):
+        HeadRouter.of(some_pool("1-1,2-2"), some_weights(), state=QueryState(0))
+
+
+# Files
+
+
+def same_routers(one, other):
+    assert one.pool == other.pool
+    assert (one.state, one.selection, one.report, one.version) == (
+        other.state,
+        other.selection,
+        other.report,
+        other.version,
+    )
+    assert set(one.weights) == set(other.weights)
+    for name, array in one.weights.items():
+        np.testing.assert_array_equal(array, other.weights[name])
+    state, evidence = some_inputs()
+    evidence = evidence if one.uses_evidence else None
+    np.testing.assert_array_equal(one.probabilities(state, evidence), other.probabilities(state, evidence))
+    np.testing.assert_array_equal(one.route(state, evidence), other.route(state, evidence))
+
+
+@pytest.mark.parametrize("evidence", [False, True])
+def test_saved_and_loaded_routers_say_the_same(evidence, tmp_path):
+    router = some_router(evidence, threshold=0.25, most=3, weighted=True, static_heads=1, unsure=0.1)
+    saved = router.save(tmp_path / "deep" / "router")
+    for loaded in (saved, HeadRouter(tmp_path / "deep" / "router"), HeadRouter(str(tmp_path / "deep" / "router"))):
+        same_routers(loaded, router)
+
+
+def test_a_router_is_three_files_without_pickle(tmp_path):
+    path = some_router().save(tmp_path / "router").path
+    assert sorted(file.name for file in path.iterdir()) == ["pt_meta.json", "router.json", "router.safetensors"]
+    said = json.loads((path / "router.json").read_text())
+    assert said["selection"]["most"] == 8
+    assert HeadSet.from_json(said["pool"]) == some_pool()
+    length = int.from_bytes((path / "router.safetensors").read_bytes()[:8], "little")
+    assert set(json.loads((path / "router.safetensors").read_bytes()[8 : 8 + length])) == set(WEIGHT_NAMES)
+
+
+def test_routers_are_known_to_pyterrier_by_their_entry_point(tmp_path):
+    (own,) = entry_points(group="pyterrier.artifact", name="head_router.safetensors")
+    assert own.load() is HeadRouter
+    path = some_router().save(tmp_path / "router").path
+    meta = json.loads((path / "pt_meta.json").read_text())
+    assert meta == {"type": "head_router", "format": "safetensors", "package_hint": "pyterrier-routehead"}
+    loaded = pt.Artifact.load(str(path))
+    assert type(loaded) is HeadRouter
+    same_routers(loaded, some_router())
+
+
+def test_saving_overwrites_nothing(tmp_path):
+    some_router().save(tmp_path / "router")
+    with pytest.raises(FileExistsError, match="router exists already"):
+        some_router(seed=5).save(tmp_path / "router")
+    same_routers(HeadRouter(tmp_path / "router"), some_router())
+
+
+def test_loaded_routers_can_choose_otherwise_and_be_saved_again(tmp_path):
+    first = some_router().save(tmp_path / "one")
+    other = first.with_selection(Selection(most=2)).save(tmp_path / "two")
+    assert other.selection == Selection(most=2)
+    same_routers(other.with_selection(Selection()), first)
+
+
+def test_routers_can_be_copied_and_pickled(tmp_path):
+    for router in (some_router(evidence=True), some_router().save(tmp_path / "router")):
+        for other in (copy.copy(router), copy.deepcopy(router), pickle.loads(pickle.dumps(router))):
+            same_routers(other, router)
+
+
+def changed(**changes):
+    def change(folder):
+        file = folder / "router.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "router.json").unlink(), "holds no router: there is no router.json in it"),
+        (lambda folder: (folder / "router.json").write_text("{"), "holds no readable router"),
+        (lambda folder: (folder / "router.json").write_text("[1]"), "holds no readable router"),
+        (lambda folder: (folder / "router.json").write_bytes(b"\xff\xfe"), "holds no readable router"),
+        (lambda folder: (folder / "router.json").write_text('{"format": 1}'), "holds no readable router: 'pool'"),
+        (lambda folder: (folder / "router.safetensors").write_bytes(b""), "holds no readable router: .*header"),
+        (lambda folder: (folder / "router.safetensors").write_bytes(b"\1" * 100), "holds no readable router: .*header"),
+        (changed(format=2), "holds no readable router: its format is 2, this version reads 1"),
+        (changed(selection={"threshold": 3}), "holds no readable router: threshold is a probability, got 3"),
+        (changed(selection={"colour": "red"}), "holds no readable router: .*colour"),
+        (changed(state={"layer": 1, "pooling": "max"}), "holds no readable router: pooling is one of"),
+        (changed(state={}), "holds no readable router: .*layer"),
+        (changed(pool={}), "holds no readable router: .*no head set"),
+        (changed(pool=some_pool("1-1,2-2").to_json()), r"holds no readable router: .*\(3, 2\), not \(2, 2\)"),
+    ],
+)
+def test_folders_that_hold_no_router_are_refused_by_name(change, message, tmp_path):
+    path = some_router().save(tmp_path / "mine").path
+    change(path)
+    with pytest.raises(ValueError, match=f"mine {message}"):
+        HeadRouter(path)
+
+
+def test_weights_cut_short_are_refused(tmp_path):
+    path = some_router().save(tmp_path / "mine").path
+    file = path / "router.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="mine holds no readable router"):
+        HeadRouter(path)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nowhere holds no router"):
+        HeadRouter(tmp_path / "nowhere")
+
+
+# Training
+
+LEARNT = Selection(most=2)
+POOL = some_pool(",".join(f"{layer}-{head}" for layer in range(2) for head in range(4)))
+
+
+def planted(seed, count, hidden=12, documents=12, rule=True):
+    """Of heads 2 and 5 one ranks the positive first and the other last; which of them, the query says (or chance)."""
+    generator = np.random.default_rng(seed)
+    states = generator.normal(3, 2, size=(count, hidden)).astype(np.float32)
+    scores, labels = generator.normal(size=(count, documents, 8)), np.zeros((count, documents))
+    labels[np.arange(count), generator.integers(documents, size=count)] = 1
+    right = states[:, 4] > 3 if rule else generator.random(count) < 0.5
+    sign = np.where(right, 1, -1)[:, None]
+    scores[:, :, 2] += 8 * sign * labels
+    scores[:, :, 5] -= 8 * sign * labels
+    return RoutingData(states, JudgedLists.of(list(scores), list(labels)))
+
+
+def with_labels(data, recipe="search", most=2):
+    return RoutingData(data.states, data.lists, data.evidence, make_labels(recipe, data.lists, most).targets)
+
+
+def routed(weights, data, selection=LEARNT):
+    """nDCG@10 of each query by the router's own sum."""
+    router = HeadRouter.of(POOL, weights, state=QueryState(0), selection=selection)
+    evidence = [None] * len(data.states) if data.evidence is None else data.evidence
+    chosen = np.stack([router.route(state, told) for state, told in zip(data.states, evidence, strict=True)])
+    return ndcg(data.lists, np.einsum("qdh,qh->qd", data.lists.scores, chosen)[..., None])[:, 0]
+
+
+def best_static(data, test, most=2):
+    """nDCG@10 of each query by the one set of heads that ranks the training queries best, of all sets."""
+
+    def quality(lists, heads):
+        return ndcg(lists, lists.scores[:, :, list(heads)].sum(axis=2)[..., None])[:, 0]
+
+    sets = [own for size in range(1, most + 1) for own in combinations(range(8), size)]
+    return quality(test.lists, max(sets, key=lambda own: quality(data.lists, own).mean()))
+
+
+TRAIN, VALID, TEST = with_labels(planted(0, 300)), planted(1, 100), planted(2, 200)
+FAST = TrainingSettings(epochs=40, patience=10, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    return train(TRAIN, VALID, LEARNT, FAST)
+
+
+def test_a_planted_rule_is_learnt(learnt):
+    weights, report = learnt
+    quality = routed(weights, TEST).mean()
+    assert quality > 0.94
+    assert quality > best_static(TRAIN, TEST).mean() + 0.3
+    assert report["loss"].iloc[-1] < report["loss"].iloc[1]
+
+
+@pytest.mark.parametrize("labels", ["search", "shrunk"])
+def test_a_random_rule_is_not_learnt(labels):
+    data = with_labels(planted(3, 300, rule=False), labels)
+    weights, _ = train(data, planted(4, 100, rule=False), LEARNT, FAST)
+    test = planted(5, 400, rule=False)
+    gain = routed(weights, test) - best_static(data, test)
+    assert gain.mean() <= 3 * gain.std() / len(gain) ** 0.5
+
+
+def test_the_list_itself_can_tell_which_heads_to_take():
+    """One of the four numbers says which of the two heads is right; the query says nothing."""
+
+    def told(data):
+        generator = np.random.default_rng(len(data.states))
+        evidence = generator.normal(size=(len(data.states), 8, 4))
+        right = (data.lists.scores * data.lists.gains[..., None]).sum(axis=1) > 4
+        evidence[:, :, 1] = 5 * right + 20
+        return RoutingData(data.states, data.lists, evidence, data.targets)
+
+    data, valid, test = (told(planted(seed, count, rule=False)) for seed, count in ((6, 300), (7, 100), (8, 200)))
+    weights, _ = train(with_labels(data), valid, LEARNT, TrainingSettings(epochs=40, learning_rate=3e-2))
+    assert set(EVIDENCE_NAMES) <= set(weights)
+    quality = routed(weights, test).mean()
+    assert quality > 0.85
+    assert quality > best_static(data, test).mean() + 0.2
+
+
+def test_the_seed_decides_the_weights(learnt):
+    weights, report = learnt
+    again, again_report = train(TRAIN, VALID, LEARNT, FAST)
+    assert report.equals(again_report)
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, again[name])
+    other, _ = train(TRAIN, VALID, LEARNT, TrainingSettings(epochs=2, seed=1))
+    for name in ("projection", "head_embeddings"):
+        assert not np.allclose(weights[name], other[name])
+
+
+def test_torchs_own_random_numbers_are_left_alone():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    train(TRAIN.part(np.arange(20)), VALID, LEARNT, TrainingSettings(epochs=1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    # ... and do not matter.
+    reports = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        reports.append(train(TRAIN.part(np.arange(20)), VALID, LEARNT, TrainingSettings(epochs=2))[1])
+    assert reports[0].equals(reports[1])
+
+
+def by_chance(share, count=200):
+    """Labels that no query foretells, for so large a share of the heads."""
+    data = planted(9, count)
+    targets = (np.random.default_rng(0).random((count, 8)) < share).astype(float)
+    return RoutingData(data.states, data.lists, None, targets)
+
+
+def test_sparsity_leaves_fewer_heads():
+    sizes = []
+    for sparsity in (0.0, 1.0, 10.0):
+        settings = TrainingSettings(epochs=20, patience=20, learning_rate=1e-2, sparsity=sparsity)
+        _, report = train(by_chance(0.55), VALID, Selection(), settings)
+        sizes.append(report["chosen heads"].iloc[-1])
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert sizes[0] > sizes[2] + 3
+
+
+@pytest.mark.parametrize("target", [2, 6])
+def test_a_target_size_draws_the_probabilities_sum_towards_it(target):
+    settings = TrainingSettings(
+        epochs=40, patience=40, learning_rate=1e-2, dropout=0.0, sparsity=200.0, target_size=target
+    )
+    _, report = train(by_chance(0.5), VALID, Selection(), settings)
+    distance = report["sparsity"] ** 0.5 * 8  # of the mean number of heads from the target
+    assert distance.iloc[-1] < 0.5
+    assert distance.iloc[1] > 1.0
+
+
+def test_a_ranking_loss_can_stand_beside_the_labels():
+    weights, report = train(TRAIN, VALID, LEARNT, replace(FAST, ranking=1.0))
+    assert report["ranking"].iloc[-1] < report["ranking"].iloc[1]
+    assert routed(weights, TEST).mean() > best_static(TRAIN, TEST).mean() + 0.25
+
+
+def test_the_ranking_loss_takes_lists_of_unlike_lengths():
+    data = planted(10, 30)
+    there = np.ones_like(data.lists.there)
+    there[::2, 8:] = False
+    lists = JudgedLists(
+        data.lists.scores * there[..., None], np.where(there, data.lists.gains, 0), there
+    )
+    data = with_labels(RoutingData(data.states, lists))
+    weights, report = train(data, VALID, LEARNT, TrainingSettings(epochs=3, ranking=1.0))
+    assert np.isfinite(report.to_numpy()).all()
+    assert all(np.isfinite(array).all() for array in weights.values())
+
+
+def test_the_report_has_a_row_for_each_epoch_and_the_best_epoch_is_kept(learnt):
+    weights, report = learnt
+    quality = report["held-out nDCG@10"]
+    assert report["epoch"].tolist() == list(range(len(report)))
+    assert routed(weights, VALID).mean() == pytest.approx(quality.max(), abs=1e-6)
+    best = int(quality.idxmax())
+    assert best > 0
+    assert quality.iloc[best] > quality.iloc[0] + 0.2
+    # Training up to that epoch gives the same weights.
+    shorter, _ = train(TRAIN, VALID, LEARNT, replace(FAST, epochs=best, patience=best + 1))
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, shorter[name])
+
+
+def test_training_ends_when_held_out_queries_have_not_been_ranked_better_for_some_epochs():
+    data = with_labels(planted(3, 60, rule=False))
+    settings = TrainingSettings(epochs=60, patience=3)
+    weights, report = train(data, planted(4, 40, rule=False), LEARNT, settings)
+    quality = report["held-out nDCG@10"]
+    best = int(quality.idxmax())
+    assert len(report) < 61
+    assert len(report) == best + 1 + settings.patience + 1
+    assert routed(weights, planted(4, 40, rule=False)).mean() == pytest.approx(quality.max(), abs=1e-6)
+
+
+def test_without_epochs_a_router_follows_the_labels_frequencies():
+    weights, report = train(TRAIN, VALID, LEARNT, TrainingSettings(epochs=0))
+    assert len(report) == 1
+    rate = np.clip(TRAIN.targets.mean(axis=0), 0.01, 0.99)
+    np.testing.assert_allclose(1 / (1 + np.exp(-weights["bias"])), rate, atol=1e-5)
+
+
+def test_a_part_of_the_data_is_some_of_its_queries():
+    evidence = np.arange(300 * 8 * 4.0).reshape(300, 8, 4)
+    data = RoutingData(TRAIN.states, TRAIN.lists, evidence, TRAIN.targets)
+    part = data.part(np.array([7, 2]))
+    np.testing.assert_array_equal(part.states, TRAIN.states[[7, 2]])
+    np.testing.assert_array_equal(part.evidence, evidence[[7, 2]])
+    np.testing.assert_array_equal(part.targets, TRAIN.targets[[7, 2]])
+    np.testing.assert_array_equal(part.lists.scores, TRAIN.lists.scores[[7, 2]])
+    assert VALID.part(np.array([0])).targets is None
