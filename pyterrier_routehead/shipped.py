@@ -19,7 +19,7 @@ def shipped_heads(criterion: str, document_attention: str = "listwise") -> HeadS
     """The set for SmolLM2-135M-Instruct by a criterion, read list-wise or block-wise.
 
     Args:
-        criterion: ``"core"``, ``"qr"`` or ``"ndcg@10"``.
+        criterion: ``"core"`` or ``"ndcg@10"``.
         document_attention: ``"listwise"`` or ``"blockwise"``: heads that rank well differ.
 
     Raises:

@@ -31,7 +31,7 @@ ANIMALS = pd.DataFrame(
 )
 
 
-@pytest.mark.parametrize("criterion", ["core", "qr", "ndcg@10"])
+@pytest.mark.parametrize("criterion", ["core", "ndcg@10"])
 @pytest.mark.parametrize("document_attention", ["listwise", "blockwise"])
 def test_sets_say_where_they_come_from(criterion, document_attention):
     heads = shipped_heads(criterion, document_attention)
