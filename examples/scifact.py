@@ -12,27 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 import pyterrier as pt
-from pyterrier_pisa import PisaIndex, PisaStemmer
 
 from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, ICRReranker, StaticHeadReranker
 from pyterrier_routehead.default_model import packaged_gguf
 from pyterrier_routehead.fingerprint import shown
-
-DATASET = "irds:beir/scifact/test"
-
-
-def first_stage(dataset: str = DATASET) -> pt.Transformer:
-    """BM25 (PISA: k1 0.9, b 0.4, porter2, title and text) with title and text loaded; the index is built once."""
-    collection = pt.get_dataset(dataset)
-    name = dataset.removeprefix("irds:").replace("/", "-")
-    index = PisaIndex(
-        str(Path(pt.io.pyterrier_home()) / "routehead" / "indices" / f"{name}.pisa"),
-        text_field=["title", "text"],
-        stemmer=PisaStemmer.porter2,
-    )
-    if not index.built():
-        index.index(collection.get_corpus_iter(verbose=False))
-    return index.bm25(k1=0.9, b=0.4, num_results=100) >> collection.text_loader(["title", "text"])
+from testbed import SCIFACT
 
 
 def middle_third(num_layers: int, num_heads: int) -> list[tuple[int, int]]:
@@ -51,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
 
     llm = FrozenLLM(args.model or packaged_gguf())  # the hub's SmolLM2 has other weights than the GGUF
-    candidates = first_stage() % args.depth
+    candidates = SCIFACT.first_stage(args.depth)
     scorer = AttentionHeadScorer(
         llm=llm, document_attention=args.attention, title_field="title", verbose=True
     )
@@ -62,7 +46,7 @@ def main() -> None:
         "middle third": candidates >> scorer >> StaticHeadReranker(static),
         "middle third + BM25": candidates >> scorer >> StaticHeadReranker(static, first_stage_weight=1.0),
     }
-    collection = pt.get_dataset(DATASET)
+    collection = pt.get_dataset(SCIFACT.test)
     topics = collection.get_topics().head(args.queries)
     table = pt.Experiment(
         list(systems.values()),

@@ -23,7 +23,8 @@ from pyterrier_routehead.default_model import packaged_gguf
 from pyterrier_routehead.fingerprint import shown
 from pyterrier_routehead.frames import candidate_lists, documents, query_text, standardised
 from pyterrier_routehead.reader import CandidateList, ListReader
-from scifact import DATASET, first_stage, middle_third
+from scifact import middle_third
+from testbed import SCIFACT
 
 PASSES = {
     # name: settings, dtype, queries. One pass gives the scores of all systems below.
@@ -94,9 +95,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="CSV file for the table")
     args = parser.parse_args()
 
-    collection = pt.get_dataset(DATASET)
+    collection = pt.get_dataset(SCIFACT.test)
     qrels, topics = collection.get_qrels(), collection.get_topics()
-    frame = (first_stage() % 20)(topics.head(args.queries))
+    frame = SCIFACT.first_stage(20)(topics.head(args.queries))
     measures = [pt.measures.nDCG @ 10, pt.measures.RR @ 10]
     rows, passes = [], {}
     baseline = {str(k): v for k, v in pt.Evaluate(frame, qrels, metrics=measures).items()}

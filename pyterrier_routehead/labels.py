@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .heads import Head
-from .search import JudgedLists, log_probability, ndcg, search_sets
+from .search import JudgedLists, log_probability, search_sets, weighted_ndcg
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,7 @@ def make_labels(recipe: str | Recipe, lists: JudgedLists, most: int) -> PseudoLa
     targets = np.asarray((RECIPES[recipe] if isinstance(recipe, str) else recipe)(lists, most), dtype=float)
     if targets.shape != lists.scores.shape[::2] or not ((targets >= 0) & (targets <= 1)).all():
         raise ValueError(f"labels are numbers from 0 to 1, {lists.scores.shape[::2]} of them; got {targets.shape}")
-    before, after = (
-        ndcg(lists, np.einsum("qdh,qh->qd", lists.scores, weights)[..., None])[:, 0]
-        for weights in (np.ones_like(targets), targets)
-    )
-    return PseudoLabels(targets, before, after)
+    return PseudoLabels(targets, weighted_ndcg(lists, np.ones_like(targets)), weighted_ndcg(lists, targets))
 
 
 def head_utility(lists: JudgedLists) -> np.ndarray:
@@ -159,5 +155,5 @@ def half_list_quality(recipe: str | Recipe, lists: JudgedLists, most: int, seeds
             raise ValueError("no list has two relevant and two other candidates, so none can be halved")
         for seen, unseen in (parts, parts[::-1]):
             targets = make_labels(recipe, seen, most).targets
-            values.append(ndcg(unseen, np.einsum("qdh,qh->qd", unseen.scores, targets)[..., None]).mean())
+            values.append(weighted_ndcg(unseen, targets).mean())
     return float(np.mean(values))

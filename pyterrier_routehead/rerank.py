@@ -298,18 +298,19 @@ class StaticHeadReranker(pt.Transformer):
 
     def _reader(self, heads: HeadsLike | HeadSet, settings: ReadingSettings) -> ListReader:
         own = heads.model if isinstance(heads, HeadSet) else None
-        llm = own.name if self.llm is None and own is not None else self.llm
-        self._backbone = FrozenLLM.of(
-            llm,
-            revision=own.revision if self.llm is None and own is not None else None,
-            tokenizer=own.tokenizer if self.llm is None and own is not None else None,
-            max_layers=self._layers_to_load(heads),
-            reuse=self._backbone,
-        )
+        self._backbone = self._open(own, self._layers_to_load(heads), self._backbone)
         if isinstance(heads, HeadSet):
             self._warn_of_other_settings(heads)
             self._check_model(heads, model_identity(self._backbone))
         return ListReader(self._backbone, heads, settings, store=HeadScoreStore.of(self.store))
+
+    def _open(self, model: ModelIdentity | None, max_layers: int | None, reuse: FrozenLLM | None) -> FrozenLLM:
+        """The model set by ``llm``, else the one that is named, else the default one."""
+        if self.llm is not None or model is None:
+            return FrozenLLM.of(self.llm, max_layers=max_layers, reuse=reuse)
+        return FrozenLLM.of(
+            model.name, revision=model.revision, tokenizer=model.tokenizer, max_layers=max_layers, reuse=reuse
+        )
 
     def _layers_to_load(self, heads: HeadsLike | HeadSet) -> int | None:
         return layers_needed(heads)

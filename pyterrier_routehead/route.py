@@ -281,14 +281,7 @@ class RouteHeadReranker(FittedReranker):
                     f"AttentionHeadScorer(hidden_layers=[{state.layer}])"
                 )
             return
-        named = (self.llm, None) if self.llm is not None else (reading.model.name, reading.model.revision)
-        self._query_llm = FrozenLLM.of(
-            named[0],
-            revision=named[1],
-            tokenizer=reading.model.tokenizer if self.llm is None else None,
-            max_layers=state.layer + 1,
-            reuse=self._query_llm,
-        )
+        self._query_llm = self._open(reading.model, state.layer + 1, self._query_llm)
         reading.check_model(model_identity(self._query_llm))
 
     def _wanted_state(self, model: ModelIdentity) -> QueryState:

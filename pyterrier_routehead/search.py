@@ -70,6 +70,11 @@ def ndcg(lists: JudgedLists, sums: np.ndarray, cutoff: int = CUTOFF) -> np.ndarr
     return found / np.where(ideal > 0, ideal, 1)[:, None]
 
 
+def weighted_ndcg(lists: JudgedLists, weights: np.ndarray) -> np.ndarray:
+    """The nDCG@10 of each list ranked by its weighted heads: weights [lists, heads] to [lists]."""
+    return ndcg(lists, np.einsum("qdh,qh->qd", lists.scores, weights)[..., None])[:, 0]
+
+
 def log_probability(lists: JudgedLists, sums: np.ndarray) -> np.ndarray:
     """The smooth criterion: mean log-probability of the relevant documents under a softmax over standardised sums.
 
@@ -138,11 +143,8 @@ def search_sets(
         members = _add(lists, most, smooth, bonus)
         if exchange:
             _exchange(lists, members, smooth, bonus)
-    before, after = (
-        ndcg(lists, np.einsum("qdh,qh->qd", lists.scores, weights)[..., None])[:, 0]
-        for weights in (np.ones_like(members, dtype=float), members.astype(float))
-    )
-    return FoundSets(members, before, after)
+    everything = np.ones_like(members, dtype=float)
+    return FoundSets(members, weighted_ndcg(lists, everything), weighted_ndcg(lists, members.astype(float)))
 
 
 def _try_all(lists: JudgedLists, most: int, smooth: float, bonus: np.ndarray) -> np.ndarray:

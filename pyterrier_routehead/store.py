@@ -167,10 +167,14 @@ class HeadScoreStore:
             raise ValueError(f"a store keeps calibrated scores of all {width} heads of {layers} layers")
         own = {file: entry for file in self._entries(key) if (entry := self._read_if_there(file)) is not None}
         # Hidden states can be asked for below what has been read: then the deeper entry is kept and gets them.
-        deeper = (entry for entry in own.values() if entry.layers > layers and _agree(entry, key.fingerprint))
+        deeper = (
+            entry
+            for entry in own.values()
+            if entry.layers > layers and same_weights(entry.fingerprint, key.fingerprint)
+        )
         host = next(deeper, _Entry(layers, key.fingerprint[:layers], scores))
         covered = {file: entry for file, entry in own.items()
-                   if entry.layers <= host.layers and _agree(entry, host.fingerprint)}
+                   if entry.layers <= host.layers and same_weights(entry.fingerprint, host.fingerprint)}
         hidden = {layer: state for entry in covered.values() for layer, state in entry.scores.hidden.items()}
         hidden |= scores.hidden
         tensors = {name: getattr(host.scores, name) for name in arrays}
@@ -283,11 +287,6 @@ def _read(file: Path) -> _Entry:
     if checksum != _checksum(tensors, about):
         raise StoreError(f"{file} is damaged (its checksum differs): delete it, and its list is read again")
     return entry
-
-
-def _agree(entry: _Entry, fingerprint: Sequence[str]) -> bool:
-    """Whether an entry is of a model with these weights, in the layers that both have."""
-    return same_weights(entry.fingerprint, fingerprint)
 
 
 def _checksum(tensors: dict[str, Any], about: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .router import Selection, choose
-from .search import JudgedLists, ndcg
+from .search import JudgedLists, weighted_ndcg
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _train(
                 for name, value in {**parts, "loss": loss}.items():
                     sums[name] += value.item() * len(batch) / len(states)
         chosen = _routed(model, held_out, selection)
-        quality = float(ndcg(held_out.lists, np.einsum("qdh,qh->qd", held_out.lists.scores, chosen)[..., None]).mean())
+        quality = float(weighted_ndcg(held_out.lists, chosen).mean())
         size = float((chosen > 0).sum(axis=1).mean())
         rows.append({"epoch": epoch, **sums, "chosen heads": size, "held-out nDCG@10": quality})
         if quality > best + 1e-9:
