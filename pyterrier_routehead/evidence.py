@@ -27,7 +27,7 @@ def list_evidence(vectors: np.ndarray, first_stage: np.ndarray) -> np.ndarray:
     count, heads = vectors.shape
     if count < 2:
         return np.zeros((heads, len(EVIDENCE)))
-    standard = np.stack([standardised(column) for column in vectors.T.astype(np.float64)])  # [heads, documents]
+    standard = standardised(vectors.astype(np.float64)).T  # [heads, documents]
     exponentials = np.exp(standard - standard.max(axis=1, keepdims=True))
     shares = exponentials / exponentials.sum(axis=1, keepdims=True)
     entropy = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=1) / np.log(count)

@@ -98,11 +98,15 @@ def first_stage_scores(frame: pd.DataFrame, candidates: CandidateRows, depth: in
 
 
 def standardised(scores: np.ndarray) -> np.ndarray:
-    """Scores of one list less their mean, over their standard deviation; all 0 where that is 0."""
-    centred = scores - scores.mean()
-    deviation = scores.std()
+    """Scores of one list less their mean, over their standard deviation; all 0 where that is 0.
+
+    Shape [documents], or [documents, heads] for each head by itself.
+    """
+    centred = scores - scores.mean(axis=0)
+    deviation = scores.std(axis=0)
     # Equal scores can leave a deviation of rounding errors, which must not be blown up to 1.
-    return centred / deviation if deviation > 1e-12 * np.abs(scores).max() else np.zeros_like(centred)
+    differ = deviation > 1e-12 * np.abs(scores).max(axis=0)
+    return np.where(differ, centred / np.where(differ, deviation, 1), 0)
 
 
 def with_tail(scores: np.ndarray, length: int) -> np.ndarray:

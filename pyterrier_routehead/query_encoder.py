@@ -1,6 +1,7 @@
 """Query embeddings from the frozen model's hidden states, from the query alone."""
 
 import numbers
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,6 +11,10 @@ from .llm import FrozenLLM
 from .template import DEFAULT_TEMPLATE, PromptTemplate
 
 POOLINGS = ("mean", "last")
+_REMEMBERED = 10_000
+_embedded: "weakref.WeakKeyDictionary[FrozenLLM, dict[tuple[QueryState, str], np.ndarray]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @dataclass(frozen=True)
@@ -66,3 +71,13 @@ def encode_queries(
         hidden = this_pass.hidden[state.layer]
         found[query] = (hidden.mean(dim=0) if state.pooling == "mean" else hidden[-1]).cpu().numpy()
     return found
+
+
+def embed_query(llm: FrozenLLM, query: str, state: QueryState) -> np.ndarray:
+    """One query's embedding, float32 [hidden size]; a model's last 10,000 or so are remembered while it lives."""
+    known = _embedded.setdefault(llm, {})
+    if (state, query) not in known:
+        if len(known) >= _REMEMBERED:
+            known.clear()
+        known[state, query] = encode_queries(llm, [query], state)[query]
+    return known[state, query]

@@ -10,22 +10,19 @@ import pandas as pd
 
 from .criteria import get_criterion
 from .evidence import list_evidence
-from .frames import CandidateRows, first_stage_scores, object_column, query_text
+from .frames import CandidateRows, first_stage_scores, object_column, query_text, standardised
 from .head_set import HeadSet
 from .heads import HeadsLike, layers_needed
 from .judged import FittedReranker, JudgedList
 from .labels import RECIPES, Recipe, make_labels
 from .llm import FrozenLLM
-from .query_encoder import QueryState, encode_queries
+from .query_encoder import QueryState, embed_query
 from .reader import model_identity
 from .reading import ModelIdentity, Reading, ReadingSettings
 from .router import HeadRouter, Selection
 from .search import JudgedLists
 from .store import HeadScoreStore
 from .template import PromptTemplate
-
-_REMEMBERED = 10_000
-"""Query embeddings that a re-ranker keeps."""
 
 
 class RouteHeadReranker(FittedReranker):
@@ -65,7 +62,9 @@ class RouteHeadReranker(FittedReranker):
         evidence: let the router look at the list's own evidence too (an extension of ours).
         threshold: heads with at least this probability are chosen.
         min_heads: so many heads at least.
-        weighted: weigh heads by their probabilities instead of evenly.
+        weighting: how a query's heads are summed: ``"even"``, as published; by their ``"probability"``; or by their
+            ``"logit"``, which may be below 0, over the whole pool: then heads are standardised within the list, and the
+            router is trained on the ranking itself, not on pseudo labels (the last two are extensions of ours).
         static_heads: so many of the best heads over all queries are always in; routed ones come in addition.
         unsure: where no probability reaches this, the best ``max_heads`` heads over all queries rank.
         hold_out: share of the training queries that is held out to choose the epoch, where no validation queries are
@@ -98,7 +97,7 @@ class RouteHeadReranker(FittedReranker):
         evidence: bool = False,
         threshold: float = 0.5,
         min_heads: int = 1,
-        weighted: bool = False,
+        weighting: str = "even",
         static_heads: int = 0,
         unsure: float = 0.0,
         hold_out: float = 0.2,
@@ -132,7 +131,7 @@ class RouteHeadReranker(FittedReranker):
         self.evidence = evidence
         self.threshold = threshold
         self.min_heads = min_heads
-        self.weighted = weighted
+        self.weighting = weighting
         self.static_heads = static_heads
         self.unsure = unsure
         self.hold_out = hold_out
@@ -140,7 +139,6 @@ class RouteHeadReranker(FittedReranker):
         self.seed = seed
         self.routed_heads = routed_heads
         self.detection_data = detection_data
-        self._embedded: dict[tuple[int, QueryState, str], np.ndarray] = {}
         self._query_llm: FrozenLLM | None = None
         self._read_layers: tuple[int, ...] = ()
         self._routes: dict[int, tuple[str, ...]] = {}
@@ -189,7 +187,7 @@ class RouteHeadReranker(FittedReranker):
 
     def _selection(self) -> Selection:
         return Selection(
-            self.threshold, self.min_heads, self.max_heads, self.weighted, self.static_heads, self.unsure
+            self.threshold, self.min_heads, self.max_heads, self.weighting, self.static_heads, self.unsure
         )
 
     def _chosen(self) -> HeadSet | None:
@@ -246,8 +244,8 @@ class RouteHeadReranker(FittedReranker):
         llm = self._reader(heads, settings).llm
         for start in range(0, len(lists), self.batch_size):
             batch = lists[start : start + self.batch_size]
-            weights = [router.route(self._embed(llm, query_text(inp, own), router.state)) for own in batch]
-            needed = np.any(np.stack(weights) > 0, axis=0)
+            weights = [router.route(embed_query(llm, query_text(inp, own), router.state)) for own in batch]
+            needed = np.any(np.stack(weights) != 0, axis=0)
             chosen = heads.subset([head for head, one in zip(heads, needed, strict=True) if one])
             yield from super()._read_text(inp, batch, chosen, settings)
 
@@ -261,12 +259,17 @@ class RouteHeadReranker(FittedReranker):
         router = self._active()
         evidence = self._evidence(inp, candidates, vectors) if router.uses_evidence else None
         weights = router.route(self._state(inp, candidates, router.state), evidence)
-        names = tuple(str(head) for head, weight in zip(router.pool, weights, strict=True) if weight > 0)
+        names = tuple(str(head) for head, weight in zip(router.pool, weights, strict=True) if weight)
         for row in candidates.rows[: len(vectors)]:
             self._routes[int(row)] = names
         weight_of = dict(zip(router.pool, weights, strict=True))
         own = np.array([weight_of[head] for head in heads])
-        return self._with_first_stage(inp, candidates, vectors.astype(np.float64) @ own)
+        if not router.standardises:
+            return self._with_first_stage(inp, candidates, vectors.astype(np.float64) @ own)
+        scores = standardised(vectors.astype(np.float64)) @ own
+        if self.first_stage_weight:  # the logits were trained to be added to the first stage's score as they are
+            scores += self.first_stage_weight * standardised(first_stage_scores(inp, candidates, len(vectors)))
+        return scores
 
     # What the router looks at
 
@@ -293,18 +296,22 @@ class RouteHeadReranker(FittedReranker):
             hidden = inp["hidden_state"].iloc[candidates.rows[0]]
             return np.asarray(hidden)[self._read_layers.index(state.layer)]
         llm = self._query_llm if self._query_llm is not None else self._backbone
-        return self._embed(llm, query_text(inp, candidates), state)
-
-    def _embed(self, llm: FrozenLLM, query: str, state: QueryState) -> np.ndarray:
-        key = id(llm), state, query
-        if key not in self._embedded:
-            if len(self._embedded) >= _REMEMBERED:
-                self._embedded.clear()
-            self._embedded[key] = encode_queries(llm, [query], state)[query]
-        return self._embedded[key]
+        return embed_query(llm, query_text(inp, candidates), state)
 
     def _evidence(self, inp: pd.DataFrame, candidates: CandidateRows, vectors: np.ndarray) -> np.ndarray:
         return list_evidence(vectors, first_stage_scores(inp, candidates, len(vectors)))
+
+    def _first_stage(
+        self, frame: pd.DataFrame, lists: Sequence[JudgedList], shape: tuple[int, int]
+    ) -> np.ndarray | None:
+        """The first stage's part in each score, as it is added when ranking; 0 in padding."""
+        if not self.first_stage_weight:
+            return None
+        added = np.zeros(shape)
+        for own, one in zip(added, lists, strict=True):
+            first = first_stage_scores(frame, one.candidates, len(one.labels))
+            own[: len(first)] = self.first_stage_weight * standardised(first)
+        return added
 
     # Learning
 
@@ -329,13 +336,15 @@ class RouteHeadReranker(FittedReranker):
         Raises:
             ValueError: where no list tells anything, a query is in both parts, or a router was given.
         """
-        from .training import RoutingData, TrainingSettings, train
+        from .training import FOR_LOGITS, RoutingData, TrainingSettings, train
 
         if self.router is not None:
             raise ValueError("RouteHeadReranker was given a router: leave it out to train one")
         self.__dict__.pop("router_", None)
         self._settings()
-        settings = TrainingSettings(**{"seed": self.seed, **(self.training or {})})
+        settings = TrainingSettings(
+            **{"seed": self.seed, **(FOR_LOGITS if self.weighting == "logit" else {}), **(self.training or {})}
+        )
         if (topics_or_res_va is None) != (qrels_va is None):
             raise ValueError("validation queries need both candidates and qrels")
         if self.source == "tail" and not self._has_vectors(topics_or_res_tr):
@@ -371,7 +380,8 @@ class RouteHeadReranker(FittedReranker):
                 parts = [self._evidence(frame, one.candidates, v) for one, v in zip(own, vectors, strict=True)]
                 evidence = np.stack(parts)
             states = np.stack([self._state(frame, one.candidates, state) for one in own])
-            return RoutingData(states, JudgedLists.of(vectors, [one.labels for one in own]), evidence)
+            judged = JudgedLists.of(vectors, [one.labels for one in own])
+            return RoutingData(states, judged, evidence, first_stage=self._first_stage(frame, own, judged.there.shape))
 
         data, held_out = gathered(topics_or_res_tr, lists), gathered(held_frame, held)
         labels = make_labels(self.labels, data.lists, self.max_heads)

@@ -24,6 +24,7 @@ from .version import __version__
 _JSON, _WEIGHTS = "router.json", "router.safetensors"
 _FORMAT = 1
 WEIGHT_NAMES = ("mean", "deviation", "projection", "head_embeddings", "bias")
+WEIGHTINGS = ("even", "probability", "logit")
 EVIDENCE_NAMES = ("evidence_mean", "evidence_deviation", "evidence_weights")
 
 
@@ -35,7 +36,9 @@ class Selection:
         threshold: heads with at least this probability are chosen.
         least: so many heads at least, those with the highest probabilities.
         most: so many at most (P).
-        weighted: sum the chosen heads weighted by their probabilities, not evenly.
+        weighting: how the chosen heads are summed: ``"even"``, as published; by their ``"probability"``; or by their
+            ``"logit"``: then all heads of the pool are summed, each standardised within the list and weighted by its
+            logit, which may be below 0, and the other arguments do not count (the last two are extensions of ours).
         static_heads: so many of the best heads over all queries are always in, routed ones come in addition.
         unsure: where no probability reaches this, the pool's first ``most`` heads rank: the static set.
     """
@@ -43,11 +46,13 @@ class Selection:
     threshold: float = 0.5
     least: int = 1
     most: int = 8
-    weighted: bool = False
+    weighting: str = "even"
     static_heads: int = 0
     unsure: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting is one of {', '.join(map(repr, WEIGHTINGS))}, got {self.weighting!r}")
         for name in ("threshold", "unsure"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, got {getattr(self, name)!r}")
@@ -72,9 +77,21 @@ def choose(probabilities: np.ndarray, selection: Selection) -> np.ndarray:
         return weights
     order = np.argsort(-probabilities, kind="stable")
     count = int(np.clip((probabilities >= selection.threshold).sum(), selection.least, selection.most))
-    weights[order[:count]] = probabilities[order[:count]] if selection.weighted else 1.0
+    weights[order[:count]] = probabilities[order[:count]] if selection.weighting == "probability" else 1.0
     weights[: selection.static_heads] = np.maximum(weights[: selection.static_heads], 1.0)
     return weights
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, float64; no overflow for large logits."""
+    return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, dtype=np.float64))
+
+
+def weigh(logits: np.ndarray, selection: Selection) -> np.ndarray:
+    """From logits [heads] to the weight of each head in the sum: float64 [heads], 0 for heads that are not chosen."""
+    if selection.weighting == "logit":
+        return np.asarray(logits, dtype=np.float64)
+    return choose(sigmoid(logits), selection)
 
 
 class HeadRouter(pt.Artifact):
@@ -172,8 +189,17 @@ class HeadRouter(pt.Artifact):
         """The same router that chooses otherwise."""
         return HeadRouter.of(self.pool, self.weights, state=self.state, selection=selection, report=self.report)
 
+    @property
+    def standardises(self) -> bool:
+        """Whether each head's scores are standardised within the list before they are summed."""
+        return self.selection.weighting == "logit"
+
     def probabilities(self, state: np.ndarray, evidence: np.ndarray | None = None) -> np.ndarray:
-        """Probability of each head of the pool: float64 [heads].
+        """Probability of each head of the pool: float64 [heads]; arguments and errors as for :meth:`logits`."""
+        return sigmoid(self.logits(state, evidence))
+
+    def logits(self, state: np.ndarray, evidence: np.ndarray | None = None) -> np.ndarray:
+        """Logit of each head of the pool: float64 [heads].
 
         Args:
             state: the query's embedding, [hidden size].
@@ -193,11 +219,11 @@ class HeadRouter(pt.Artifact):
                 raise ValueError(f"the evidence has the shape {np.shape(evidence)}, not {wanted}")
             told = (evidence - weights["evidence_mean"]) / weights["evidence_deviation"]
             logits = logits + told @ weights["evidence_weights"]
-        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+        return logits.astype(np.float64)
 
     def route(self, state: np.ndarray, evidence: np.ndarray | None = None) -> np.ndarray:
         """Weight of each head of the pool in a query's sum: float64 [heads], 0 for heads that are not chosen."""
-        return choose(self.probabilities(state, evidence), self.selection)
+        return weigh(self.logits(state, evidence), self.selection)
 
     def save(self, path: str | Path) -> "HeadRouter":
         """Write the router to a new folder, whole or not at all, and return the router that lies there.

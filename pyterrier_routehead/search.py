@@ -53,6 +53,10 @@ class JudgedLists:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def standardised(self) -> "JudgedLists":
+        """The same lists with each head's scores standardised within each list."""
+        return JudgedLists(standardised_lists(self.scores, self.there[..., None]), self.gains, self.there)
+
     def heads(self, columns: np.ndarray) -> "JudgedLists":
         """The same lists with some of the heads."""
         return JudgedLists(self.scores[:, :, columns], self.gains, self.there)
@@ -82,14 +86,26 @@ def log_probability(lists: JudgedLists, sums: np.ndarray) -> np.ndarray:
     the scores do not matter.
     """
     there = lists.there[..., None]
-    count = there.sum(axis=1, keepdims=True)
-    centred = np.where(there, sums - np.where(there, sums, 0).sum(axis=1, keepdims=True) / count, 0)
-    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
-    standard = np.where(there, centred / np.where(deviation > 0, deviation, 1), -np.inf)
+    standard = np.where(there, standardised_lists(sums, there), -np.inf)
     highest = standard.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(standard - highest).sum(axis=1, keepdims=True)) + highest
     weights = (lists.gains / np.maximum(lists.gains.sum(axis=1, keepdims=True), 1e-12))[..., None]
     return (weights * np.where(weights > 0, standard - log_sum, 0)).sum(axis=1)
+
+
+def standardised_lists(sums: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Numbers less their list's mean, over their standard deviation; 0 in padding and in lists of equals.
+
+    Args:
+        sums: [lists, documents, ...].
+        there: bool, of as many dimensions: False in padding.
+    """
+    count = there.sum(axis=1, keepdims=True)
+    centred = np.where(there, sums - np.where(there, sums, 0).sum(axis=1, keepdims=True) / count, 0)
+    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
+    # As for one list (frames.standardised): a deviation of rounding errors is none.
+    differ = deviation > 1e-12 * np.abs(np.where(there, sums, 0)).max(axis=1, keepdims=True)
+    return np.where(differ, centred / np.where(differ, deviation, 1), 0)
 
 
 def objective(lists: JudgedLists, sums: np.ndarray, smooth: float = 0.0) -> np.ndarray:

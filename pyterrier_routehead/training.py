@@ -1,7 +1,8 @@
-"""Trains a router's weights on pseudo labels.
+"""Trains a router's weights on pseudo labels, or on the ranking itself.
 
 Binary cross-entropy on the labels plus a regulariser that keeps few heads (RouteHead, arXiv 2604.24608); sizes,
-optimiser and the choice of the epoch, by nDCG@10 of the routed ranking on held-out queries, are ours.
+optimiser and the choice of the epoch, by nDCG@10 of the routed ranking on held-out queries, are ours. So is the loss on
+the ranking, which is what a router weighs the whole pool by its logits with.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .router import Selection, choose
-from .search import JudgedLists, weighted_ndcg
+from .router import Selection, weigh
+from .search import JudgedLists, ndcg, standardised_lists
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,16 @@ class TrainingSettings:
         batch_size: queries in a step.
         epochs: at most so many.
         patience: epochs without a better held-out nDCG@10 after which training ends.
-        sparsity: weight of the regulariser.
+        labels: weight of the loss on pseudo labels.
+        sparsity: weight of the regulariser on probabilities.
         target_size: None for the mean probability (L1); or the regulariser is the squared difference between the mean
             number of chosen heads and this number, as a share of the pool.
         balance: weight of positive labels at most; they weigh as much as the negatives up to this.
-        ranking: weight of a listwise loss on the routed ranking itself beside the labels (an extension of ours).
+        ranking: weight of a listwise loss on the routed ranking itself (an extension of ours).
+        ridge: weight of the mean sum of squared logits, which keeps them small where they are weights: use it without
+            labels.
+        query_ridge: the same for what the query alone adds to the logits; a few hundred training queries say little
+            about it.
         seed: of the weights, the order of queries and dropout.
     """
 
@@ -42,11 +48,18 @@ class TrainingSettings:
     batch_size: int = 64
     epochs: int = 60
     patience: int = 12
+    labels: float = 1.0
     sparsity: float = 1e-2
     target_size: float | None = None
     balance: float = 10.0
     ranking: float = 0.0
+    ridge: float = 0.0
+    query_ridge: float = 0.0
     seed: int = 0
+
+
+FOR_LOGITS = {"labels": 0.0, "sparsity": 0.0, "ranking": 1.0, "ridge": 0.5, "query_ridge": 300.0, "weight_decay": 0.0}
+"""Settings for a router that weighs heads by their logits: trained on the ranking alone."""
 
 
 @dataclass(frozen=True)
@@ -58,29 +71,29 @@ class RoutingData:
         lists: their judged lists over the pool's heads.
         evidence: float64 [queries, heads, 4], or None.
         targets: labels, float64 [queries, heads]; None for held-out queries.
+        first_stage: what the first stage adds to each document's score, float64 [queries, documents], 0 in padding; or
+            None.
     """
 
     states: np.ndarray
     lists: JudgedLists
     evidence: np.ndarray | None = None
     targets: np.ndarray | None = None
-
-    def part(self, queries: np.ndarray) -> "RoutingData":
-        """Some of the queries."""
-        evidence, targets = (None if own is None else own[queries] for own in (self.evidence, self.targets))
-        return RoutingData(self.states[queries], self.lists[queries], evidence, targets)
+    first_stage: np.ndarray | None = None
 
 
 class _Router(nn.Module):
-    def __init__(self, data: RoutingData, settings: TrainingSettings) -> None:
+    def __init__(self, data: RoutingData, selection: Selection, settings: TrainingSettings) -> None:
         super().__init__()
         heads, hidden = data.targets.shape[1], data.states.shape[1]
+        as_weights = selection.weighting == "logit"
         self.register_buffer("mean", torch.tensor(data.states.mean(axis=0)))
         self.register_buffer("deviation", torch.tensor(data.states.std(axis=0) + 1e-6))
         self.projection = nn.Parameter(torch.randn(hidden, settings.size) / hidden**0.5)
-        self.head_embeddings = nn.Parameter(torch.randn(heads, settings.size) * 0.1)
+        self.head_embeddings = nn.Parameter(torch.randn(heads, settings.size) * (1e-3 if as_weights else 0.1))
         rate = np.clip(data.targets.mean(axis=0), 0.01, 0.99)
-        self.bias = nn.Parameter(torch.tensor(np.log(rate / (1 - rate)), dtype=torch.float32))
+        start = np.zeros(heads) if as_weights else np.log(rate / (1 - rate))
+        self.bias = nn.Parameter(torch.tensor(start, dtype=torch.float32))
         self.dropout = nn.Dropout(settings.dropout)
         if data.evidence is not None:
             flat = data.evidence.reshape(-1, data.evidence.shape[-1])
@@ -88,15 +101,21 @@ class _Router(nn.Module):
             self.register_buffer("evidence_deviation", torch.tensor(flat.std(axis=0) + 1e-6, dtype=torch.float32))
             self.evidence_weights = nn.Parameter(torch.zeros(flat.shape[1]))
 
-    def forward(self, states: torch.Tensor, evidence: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, evidence: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, and what the query alone adds to them: both [queries, heads]."""
         query = self.dropout((states - self.mean) / self.deviation @ self.projection)
-        logits = query @ self.head_embeddings.T / query.shape[1] ** 0.5 + self.bias
+        by_query = query @ self.head_embeddings.T / query.shape[1] ** 0.5
+        logits = by_query + self.bias
         if evidence is not None:
             logits = logits + (evidence - self.evidence_mean) / self.evidence_deviation @ self.evidence_weights
-        return logits
+        return logits, by_query
 
-    def weights(self) -> dict[str, np.ndarray]:
-        return {name: tensor.detach().numpy().copy() for name, tensor in self.state_dict().items()}
+    def weights(self, sharpness: float) -> dict[str, np.ndarray]:
+        """The router's arrays, with logits over the sharpness of the softmax that they were trained in."""
+        arrays = {name: tensor.detach().numpy().copy() for name, tensor in self.state_dict().items()}
+        for name in {"head_embeddings", "bias", "evidence_weights"} & arrays.keys():
+            arrays[name] /= sharpness
+        return arrays
 
 
 def train(
@@ -116,43 +135,47 @@ def train(
 def _train(
     data: RoutingData, held_out: RoutingData, selection: Selection, settings: TrainingSettings
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
-    model = _Router(data, settings)
+    model = _Router(data, selection, settings)
+    ranked = _RankedLists(data, selection)
+    # Where logits are weights, the model learns how sharp the softmax is in which the first stage's score stands.
+    log_sharpness = nn.Parameter(torch.zeros(()), requires_grad=ranked.as_weights and data.first_stage is not None)
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        [*model.parameters(), log_sharpness], lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     states, targets = torch.tensor(data.states), torch.tensor(data.targets, dtype=torch.float32)
     evidence = None if data.evidence is None else torch.tensor(data.evidence, dtype=torch.float32)
     positive = targets.mean().item()
     balance = torch.tensor(min((1 - positive) / max(positive, 1e-6), settings.balance))
-    standard, gains = _standard_scores(data.lists)
-    best, kept, rows = -1.0, model.weights(), []
+    factors = {"labels": settings.labels, "sparsity": settings.sparsity, "ranking": settings.ranking,
+               "ridge": settings.ridge, "query ridge": settings.query_ridge}
+    best, rows = -1.0, []
     for epoch in range(settings.epochs + 1):
-        sums = {"loss": 0.0, "labels": 0.0, "sparsity": 0.0, "ranking": 0.0}
+        sums = dict.fromkeys(["loss", *factors], 0.0)
         if epoch:  # the first row is the untrained router, which follows the labels' frequencies
             model.train()
             for batch in torch.randperm(len(states)).split(settings.batch_size):
-                logits = model(states[batch], None if evidence is None else evidence[batch])
-                parts = {"labels": nn.functional.binary_cross_entropy_with_logits(
-                    logits, targets[batch], pos_weight=balance)}
+                logits, by_query = model(states[batch], None if evidence is None else evidence[batch])
                 probabilities = logits.sigmoid()
-                if settings.target_size is None:
-                    parts["sparsity"] = probabilities.mean()
-                else:
-                    share = settings.target_size / targets.shape[1]
-                    parts["sparsity"] = (probabilities.mean() - share) ** 2
-                parts["ranking"] = _ranking_loss(standard[batch], gains[batch], probabilities)
-                loss = parts["labels"] + settings.sparsity * parts["sparsity"] + settings.ranking * parts["ranking"]
+                parts = {
+                    "labels": nn.functional.binary_cross_entropy_with_logits(
+                        logits, targets[batch], pos_weight=balance),
+                    "sparsity": _sparsity(probabilities, settings.target_size),
+                    "ranking": ranked.loss(batch, logits if ranked.as_weights else probabilities, log_sharpness),
+                    "ridge": (logits**2).sum(dim=1).mean(),
+                    "query ridge": (by_query**2).sum(dim=1).mean(),
+                }
+                loss = sum(factor * parts[name] for name, factor in factors.items())
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 for name, value in {**parts, "loss": loss}.items():
                     sums[name] += value.item() * len(batch) / len(states)
-        chosen = _routed(model, held_out, selection)
-        quality = float(weighted_ndcg(held_out.lists, chosen).mean())
-        size = float((chosen > 0).sum(axis=1).mean())
+        chosen = _routed(model, held_out, selection, log_sharpness.exp().item())
+        quality = float(_routed_ndcg(held_out, chosen, selection).mean())
+        size = float((chosen != 0).sum(axis=1).mean())
         rows.append({"epoch": epoch, **sums, "chosen heads": size, "held-out nDCG@10": quality})
         if quality > best + 1e-9:
-            best, kept, since = quality, model.weights(), 0
+            best, kept, since = quality, model.weights(log_sharpness.exp().item()), 0
         else:
             since += 1
             if since > settings.patience:
@@ -160,29 +183,58 @@ def _train(
     return kept, pd.DataFrame(rows)
 
 
-def _routed(model: _Router, data: RoutingData, selection: Selection) -> np.ndarray:
+def _sparsity(probabilities: torch.Tensor, target_size: float | None) -> torch.Tensor:
+    if target_size is None:
+        return probabilities.mean()
+    return (probabilities.mean() - target_size / probabilities.shape[1]) ** 2
+
+
+def _routed(model: _Router, data: RoutingData, selection: Selection, sharpness: float) -> np.ndarray:
     model.eval()
     with torch.inference_mode():
         evidence = None if data.evidence is None else torch.tensor(data.evidence, dtype=torch.float32)
-        probabilities = model(torch.tensor(data.states), evidence).sigmoid().double().numpy()
-    return np.stack([choose(own, selection) for own in probabilities])
+        logits = model(torch.tensor(data.states), evidence)[0].double().numpy() / sharpness
+    return np.stack([weigh(own, selection) for own in logits])
 
 
-def _standard_scores(lists: JudgedLists) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores on one scale for the ranking loss, and gains that sum to 1: heads differ by orders of magnitude."""
-    there = lists.there[..., None]
-    count = there.sum(axis=1, keepdims=True)
-    centred = np.where(there, lists.scores - (lists.scores * there).sum(axis=1, keepdims=True) / count, 0)
-    total = np.sqrt((centred.sum(axis=2, keepdims=True) ** 2).sum(axis=1, keepdims=True) / count)
-    standard = np.where(there, centred / np.where(total > 0, total, 1), -np.inf)
-    gains = lists.gains / np.maximum(lists.gains.sum(axis=1, keepdims=True), 1e-12)
-    return torch.tensor(standard, dtype=torch.float32), torch.tensor(gains, dtype=torch.float32)
+def _routed_ndcg(data: RoutingData, weights: np.ndarray, selection: Selection) -> np.ndarray:
+    """The nDCG@10 of each list as a re-ranker ranks it by these weights [lists, heads]."""
+    as_weights = selection.weighting == "logit"
+    lists = data.lists.standardised() if as_weights else data.lists
+    sums = np.einsum("qdh,qh->qd", lists.scores, weights)
+    if data.first_stage is not None:
+        sums = (sums if as_weights else standardised_lists(sums, lists.there)) + data.first_stage
+    return ndcg(lists, sums[..., None])[:, 0]
 
 
-def _ranking_loss(standard: torch.Tensor, gains: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of a softmax over the probability-weighted sums with the gains."""
-    padding = torch.isinf(standard[..., 0])
-    sums = torch.einsum("qdh,qh->qd", standard.masked_fill(padding[..., None], 0), probabilities)
-    deviation = (sums**2).sum(dim=1, keepdim=True).div((~padding).sum(dim=1, keepdim=True)).sqrt().clamp(min=1e-6)
-    logits = (2 * sums / deviation).masked_fill(padding, -torch.inf)
-    return -(gains * torch.log_softmax(logits, dim=1).masked_fill(padding, 0)).sum(dim=1).mean()
+class _RankedLists:
+    """The lists as tensors, and the loss on their ranking."""
+
+    def __init__(self, data: RoutingData, selection: Selection) -> None:
+        self.as_weights = selection.weighting == "logit"
+        lists = data.lists
+        if self.as_weights:
+            scores = lists.standardised().scores
+        else:  # one scale for all heads of a list: raw attention is too small for single precision
+            total = np.abs(lists.scores).sum(axis=2).max(axis=1)[:, None, None]
+            scores = lists.scores / np.where(total > 0, total, 1)
+        gains = lists.gains / np.maximum(lists.gains.sum(axis=1, keepdims=True), 1e-12)
+        first_stage = np.zeros_like(gains) if data.first_stage is None else data.first_stage
+        self.scores, self.gains, self.first_stage = (
+            torch.tensor(own, dtype=torch.float32) for own in (scores, gains, first_stage)
+        )
+        self.there = torch.tensor(lists.there)
+
+    def loss(self, lists: torch.Tensor, weights: torch.Tensor, log_sharpness: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the gains with a softmax over the weighted sums, the first stage's part included."""
+        there = self.there[lists]
+        logits = torch.einsum("qdh,qh->qd", self.scores[lists], weights)
+        if self.as_weights:
+            logits = logits + log_sharpness.exp() * self.first_stage[lists]
+        else:
+            count = there.sum(dim=1, keepdim=True)
+            centred = (logits - logits.mul(there).sum(dim=1, keepdim=True) / count) * there
+            deviation = (centred**2).sum(dim=1, keepdim=True).div(count).sqrt().clamp(min=1e-6)
+            logits = 2 * (centred / deviation + self.first_stage[lists])
+        shares = torch.log_softmax(logits.masked_fill(~there, -torch.inf), dim=1).masked_fill(~there, 0)
+        return -(self.gains[lists] * shares).sum(dim=1).mean()

@@ -263,7 +263,8 @@ def test_scores_are_the_sums_of_exactly_the_heads_that_are_named(llm, router, sc
     ids=str,
 )
 @pytest.mark.parametrize(
-    "choice", [{"most": 2}, {"weighted": True, "least": 3}, {"evidence": True, "most": 2}], ids=str
+    "choice", [{"most": 2}, {"weighting": "probability", "least": 3}, {"evidence": True, "most": 2},
+               {"weighting": "logit", "evidence": True}], ids=str
 )
 def test_on_text_and_behind_a_scorer_gives_the_same(llm, options, choice):
     router = router_for(model_identity(llm), layer=1, **choice)
@@ -292,7 +293,7 @@ def test_below_depth_rows_keep_their_order_and_have_no_routed_heads(llm, router)
 
 
 def test_heads_can_be_weighted_by_their_probabilities(llm, scored):
-    router = router_for(model_identity(llm), weighted=True, threshold=0.3)
+    router = router_for(model_identity(llm), weighting="probability", threshold=0.3)
     out = RouteHeadReranker(router, llm=llm)(VALID)
     columns = scored["valid"]["head_reading"].iloc[0].columns(list(router.pool))
     fractions = []
@@ -303,6 +304,37 @@ def test_heads_can_be_weighted_by_their_probabilities(llm, scored):
         expected = rank_by(own["head_scores"], np.eye(16)[columns].T @ weights)
         np.testing.assert_allclose(out[out["qid"] == qid]["score"], expected, atol=1e-5)
     assert len(fractions) > 5
+
+
+@pytest.mark.parametrize("first_stage_weight", [0.0, 1.5])
+def test_heads_can_be_weighted_by_their_logits(llm, scored, first_stage_weight):
+    router = router_for(model_identity(llm), weighting="logit")
+    out = RouteHeadReranker(router, llm=llm, first_stage_weight=first_stage_weight, routed_heads=True)(VALID)
+    columns = scored["valid"]["head_reading"].iloc[0].columns(list(router.pool))
+    for qid, own in scored["valid"].groupby("qid"):
+        query = own["query"].iloc[0]
+        logits = router.logits(encode_queries(llm, [query], router.state)[query])
+        assert logits.min() < 0 < logits.max()
+        vectors = np.stack(own["head_scores"])[:, columns].astype(float)
+        expected = (vectors - vectors.mean(axis=0)) / vectors.std(axis=0) @ logits
+        first = own["score"]
+        expected += first_stage_weight * (first - first.mean()) / first.std(ddof=0)
+        mine = out[out["qid"] == qid]
+        np.testing.assert_allclose(mine["score"], expected, atol=1e-3)
+        assert mine["routed_heads"].iloc[0] == tuple(map(str, router.pool))
+
+
+def test_weights_are_learnt_with_the_first_stage_in_view(llm, scored):
+    reports = []
+    for weight in (0.0, 5.0):
+        fitted = RouteHeadReranker(llm=llm, weighting="logit", first_stage_weight=weight, **SMALL)
+        fitted.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
+        assert fitted.router_.selection.weighting == "logit"
+        best = fitted.report_["held-out nDCG@10"].max()
+        evaluated = pt.Evaluate(fitted(scored["valid"]), VALID_QRELS, metrics=[pt.measures.nDCG @ 10])
+        assert evaluated["nDCG@10"] == pytest.approx(best, abs=1e-6)
+        reports.append(fitted.report_["held-out nDCG@10"].iloc[0])
+    assert reports[0] != reports[1]  # before training, the first stage ranks
 
 
 def test_the_first_stage_is_added_as_standard_scores(llm, router):
@@ -387,7 +419,9 @@ def test_on_text_no_layer_above_the_deepest_routed_head_runs(llm):
     assert min(depths) < 3
 
 
-def test_a_query_is_embedded_once(llm, router, scored):
+def test_a_query_is_embedded_once(router, scored):
+    llm = toy_llm()
+    assert llm.num_layers == 4  # loaded, and tried on a few tokens
     reranker = RouteHeadReranker(router, llm=llm)
     run = []
     hook = llm.model.layers[0].register_forward_pre_hook(lambda *_: run.append(1))
@@ -395,6 +429,7 @@ def test_a_query_is_embedded_once(llm, router, scored):
         reranker(scored["valid"])
         assert len(run) == VALID["qid"].nunique()
         reranker(scored["valid"])
+        RouteHeadReranker(router, llm=llm)(scored["valid"])
         assert len(run) == VALID["qid"].nunique()
     finally:
         hook.remove()
