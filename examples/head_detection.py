@@ -21,7 +21,6 @@ import pyterrier as pt
 from scipy import stats
 
 from pyterrier_routehead import (
-    AttentionHeadScorer,
     CoReHeadReranker,
     FrozenLLM,
     HeadScoreStore,
@@ -31,15 +30,24 @@ from pyterrier_routehead import (
     StaticHeadReranker,
 )
 from pyterrier_routehead.default_model import packaged_gguf
-from testbed import COLLECTIONS, SCIFACT, Collection, clean_splits
+from testbed import (
+    COLLECTIONS,
+    DEPTHS,
+    MEASURES,
+    READINGS,
+    SCIFACT,
+    Collection,
+    clean_splits,
+    read_judged,
+    scorer,
+    together,
+    whole_table,
+)
 
 RESULTS = Path(__file__).parent / "results" / "head_detection"
 SHIPPED = Path(__file__).parent.parent / "pyterrier_routehead" / "sets"
-READINGS = ("listwise", "blockwise")
-DEPTHS = (20, 40)
 KS = [1, 4, 8, 16]
 TEMPERATURES = [0.1, 0.01, 0.001]
-MEASURES = [pt.measures.nDCG @ 10, pt.measures.RR @ 10]
 
 
 def estimators() -> dict[str, pt.Estimator]:
@@ -52,29 +60,6 @@ def estimators() -> dict[str, pt.Estimator]:
         "nDCG": QRHeadReranker(k=KS, criterion="ndcg@10"),
         "MRR": QRHeadReranker(k=KS, criterion="mrr"),
     }
-
-
-def scorer(llm: FrozenLLM, reading: str, store: HeadScoreStore, title_field: str | None) -> AttentionHeadScorer:
-    """Reads all heads once a list, raw scores too."""
-    return AttentionHeadScorer(
-        llm=llm, document_attention=reading, raw=True, store=store, title_field=title_field, verbose=True
-    )
-
-
-def read_judged(llm: FrozenLLM, reading: str, store: HeadScoreStore, part: int, number: int, depth: int = 20) -> dict:
-    """Scored candidates and qrels of the training (part 0) or validation (1) queries, by collection."""
-    read = {}
-    for name, queries in clean_splits().items():
-        own = queries[part]
-        frame = own.candidates(depth, number)
-        read[name] = scorer(llm, reading, store, own.collection.title_field)(frame), own.qrels
-    return read
-
-
-def together(read: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Frames and qrels of several collections in one; their qids and docnos differ."""
-    frames, qrels = zip(*read.values(), strict=True)
-    return pd.concat(frames, ignore_index=True), pd.concat(qrels, ignore_index=True)
 
 
 def detect(
@@ -224,11 +209,8 @@ def test(
         plan="tree",
         verbose=False,
     )
-    wide = values.pivot(index=["measure", "qid"], columns="name", values="value")[["BM25", *rankers]]
-    # Queries that find nothing count as 0.
-    everything = pd.MultiIndex.from_product([[str(m) for m in MEASURES], topics["qid"]], names=["measure", "qid"])
-    wide = wide.reindex(everything).fillna(0.0).round(4)
-    wide.to_csv(results / f"perquery-{collection.name}-{depth}-{reading}.csv")
+    table = whole_table(values, ["BM25", *rankers], topics["qid"])
+    table.to_csv(results / f"perquery-{collection.name}-{depth}-{reading}.csv")
 
 
 def tables(results: Path) -> None:

@@ -12,7 +12,12 @@ import pandas as pd
 import pyterrier as pt
 from pyterrier_pisa import PisaIndex, PisaStemmer
 
+from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, HeadScoreStore
 from pyterrier_routehead.splits import near_duplicates, sharing_relevant, split_by_group, without
+
+READINGS = ("listwise", "blockwise")
+DEPTHS = (20, 40)
+MEASURES = [pt.measures.nDCG @ 10, pt.measures.RR @ 10]
 
 
 @dataclass(frozen=True)
@@ -105,3 +110,33 @@ def clean_splits() -> dict[str, tuple[Queries, Queries]]:
 def shuffled(topics: pd.DataFrame) -> pd.DataFrame:
     """Topics in a fixed random order."""
     return topics.iloc[np.random.default_rng(0).permutation(len(topics))].reset_index(drop=True)
+
+
+def scorer(llm: FrozenLLM, reading: str, store: HeadScoreStore, title_field: str | None) -> AttentionHeadScorer:
+    """Reads all heads once a list, raw scores too."""
+    return AttentionHeadScorer(
+        llm=llm, document_attention=reading, raw=True, store=store, title_field=title_field, verbose=True
+    )
+
+
+def read_judged(llm: FrozenLLM, reading: str, store: HeadScoreStore, part: int, number: int, depth: int = 20) -> dict:
+    """Scored candidates and qrels of the training (part 0) or validation (1) queries, by collection."""
+    read = {}
+    for name, queries in clean_splits().items():
+        own = queries[part]
+        frame = own.candidates(depth, number)
+        read[name] = scorer(llm, reading, store, own.collection.title_field)(frame), own.qrels
+    return read
+
+
+def together(read: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Frames and qrels of several collections in one; their qids and docnos differ."""
+    frames, qrels = zip(*read.values(), strict=True)
+    return pd.concat(frames, ignore_index=True), pd.concat(qrels, ignore_index=True)
+
+
+def whole_table(values: pd.DataFrame, systems: list[str], qids: pd.Series) -> pd.DataFrame:
+    """An experiment's values per query, one column a system; queries for which nothing was found count as 0."""
+    wide = values.pivot(index=["measure", "qid"], columns="name", values="value")[systems]
+    everything = pd.MultiIndex.from_product([[str(m) for m in MEASURES], qids], names=["measure", "qid"])
+    return wide.reindex(everything).fillna(0.0).round(4)

@@ -28,7 +28,6 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``head_set``             `HeadSet`: heads that rank well and where they come from, to be shared
 ``published``            head lists from the papers' own repositories
 ``plots``                heat maps and overlaps of head sets
-``shipped``              the head sets that come with the package
 ``reader``               reads head scores for candidate lists under some settings
 ``frames``               between PyTerrier's frames and candidate lists
 ``windows``              lists that do not fit into one prompt
@@ -38,6 +37,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``search``               offline search for the heads that rank a list best
 ``labels``               pseudo labels for a router
 ``router``               `HeadRouter`: which heads suit a query
+``shipped``              the head sets and routers that come with the package
 ``training``             trains a router's weights
 ``rerank``               `StaticHeadReranker` and `ICRReranker`
 ``judged``               judged candidate lists, and what re-rankers share that learn from them
@@ -61,7 +61,7 @@ from .rerank import ICRReranker, StaticHeadReranker
 from .route import RouteHeadReranker
 from .router import HeadRouter, Selection
 from .scorer import AttentionHeadScorer
-from .shipped import shipped_heads
+from .shipped import shipped_heads, shipped_router
 from .store import HeadScoreStore
 from .template import ChatMarkup, PromptTemplate, get_template, paper_settings
 from .version import __version__
@@ -99,4 +99,5 @@ __all__ = [
     "plot_overlap",
     "published_heads",
     "shipped_heads",
+    "shipped_router",
 ]

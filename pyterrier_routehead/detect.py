@@ -5,7 +5,6 @@ ranking is that of a static set, the best k heads.
 """
 
 import numbers
-import warnings
 from collections.abc import Sequence
 from itertools import product
 
@@ -17,8 +16,8 @@ from .head_set import HeadSet
 from .heads import HeadsLike
 from .judged import MEASURE, FittedReranker
 from .llm import FrozenLLM
-from .reading import ModelIdentity, Reading, ReadingSettings
-from .shipped import is_shipped, is_shipped_model, shipped_heads
+from .reading import Reading, ReadingSettings
+from .shipped import has_set, means_shipped_model, shipped_heads
 from .store import HeadScoreStore
 from .template import PromptTemplate
 
@@ -113,26 +112,16 @@ class _DetectedHeadReranker(FittedReranker):
         choosing = len(_listed(self.k)) * len(self._criteria()) > 1
         if found or choosing or self._ships is None:
             return False
-        return is_shipped(self._ships, self._attention(), self.llm)
+        return has_set(self._ships, self._attention()) and means_shipped_model(self.llm)
 
     def _attention(self) -> str:
         return self.document_attention or "listwise"
 
     def _columns(self, reading: Reading, heads: HeadsLike | HeadSet) -> list[int]:
         own = reading.settings.document_attention
-        if self._uses_shipped() and is_shipped(self._ships, own, self.llm):
+        if self._uses_shipped() and has_set(self._ships, own):
             heads = self._within(shipped_heads(self._ships, own)).top(_listed(self.k)[0])
         return super()._columns(reading, heads)
-
-    def _check_model(self, heads: HeadSet, model: ModelIdentity) -> None:
-        if not self._uses_shipped():
-            super()._check_model(heads, model)
-        elif not is_shipped_model(model.name):
-            raise RuntimeError(f"{type(self).__name__} has no heads for {model} yet: fit it, or give it heads")
-        elif not heads.model.is_same(model):
-            warnings.warn(
-                f"the heads that come with the package were found in {heads.model}, not in {model}", stacklevel=6
-            )
 
     def _settings(self) -> ReadingSettings:
         ks = _listed(self.k)

@@ -1,6 +1,7 @@
 """Judged candidate lists: head scores with judgements, from which re-rankers learn."""
 
 import numbers
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,8 +15,9 @@ from .criteria import Criterion
 from .frames import CandidateRows, candidate_lists, candidate_texts, check_finite, vector_rows
 from .head_set import Detection, HeadSet
 from .reader import CandidateList
-from .reading import Reading, ReadingSettings, resolve_settings
+from .reading import ModelIdentity, Reading, ReadingSettings, resolve_settings
 from .rerank import StaticHeadReranker
+from .shipped import is_shipped_model
 
 if TYPE_CHECKING:
     from .scores import ListScores
@@ -109,6 +111,20 @@ class FittedReranker(StaticHeadReranker, pt.Estimator):
             return head_set.below(int(self.max_layer))
         # CoRe's code: int(layers * (1 - pruned share)); a hair above, since .29 * 100 is just below 29.
         return head_set.below(max(1, int(head_set.model.num_layers * self.max_layer + 1e-9)))
+
+    def _uses_shipped(self) -> bool:
+        """Whether what ranks came with the package: nothing was fitted or given, for SmolLM2-135M."""
+        return False
+
+    def _check_model(self, heads: HeadSet, model: ModelIdentity) -> None:
+        if not self._uses_shipped():
+            super()._check_model(heads, model)
+        elif not is_shipped_model(model.name):
+            raise RuntimeError(f"{type(self).__name__} has no heads for {model} yet: fit it, or give it heads")
+        elif not heads.model.is_same(model):
+            warnings.warn(
+                f"the heads that come with the package were found in {heads.model}, not in {model}", stacklevel=6
+            )
 
     # Judged lists
 

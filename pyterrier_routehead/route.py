@@ -21,6 +21,7 @@ from .reader import model_identity
 from .reading import ModelIdentity, Reading, ReadingSettings
 from .router import HeadRouter, Selection
 from .search import JudgedLists
+from .shipped import has_router, means_shipped_model, shipped_router
 from .store import HeadScoreStore
 from .template import PromptTemplate
 
@@ -47,8 +48,10 @@ class RouteHeadReranker(FittedReranker):
     ``report_`` the losses and held-out nDCG@10 of each epoch.
 
     Args:
-        router: a :class:`HeadRouter` instead of ``fit``. It chooses as it was made to: the arguments from ``pool_size``
-            to ``training`` are for ``fit``; :meth:`HeadRouter.with_selection` changes a router's own.
+        router: a :class:`HeadRouter` instead of ``fit``; without either, SmolLM2-135M-Instruct is ranked by the router
+            that comes with the package for the ``document_attention`` (:func:`shipped_router`). A router chooses as it
+            was made to: the arguments from ``pool_size`` to ``training`` are for ``fit``;
+            :meth:`HeadRouter.with_selection` changes a router's own.
         llm: see :class:`StaticHeadReranker`, as for whatever is not listed here.
         pool_size: how many heads are screened into the pool (K).
         max_heads: the largest number of heads a query (P).
@@ -140,6 +143,8 @@ class RouteHeadReranker(FittedReranker):
         self.routed_heads = routed_heads
         self.detection_data = detection_data
         self._query_llm: FrozenLLM | None = None
+        self._attention = document_attention  # of what is being ranked
+        self._learning = False
         self._read_layers: tuple[int, ...] = ()
         self._routes: dict[int, tuple[str, ...]] = {}
         super().__init__(
@@ -169,7 +174,10 @@ class RouteHeadReranker(FittedReranker):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Route each query and rank anew; see the class."""
-        self._routes = {}
+        self._routes, self._attention = {}, self.document_attention
+        if self._attention is None and "head_reading" in inp.columns and len(inp):
+            reading = inp["head_reading"].iloc[0]
+            self._attention = reading.settings.document_attention if isinstance(reading, Reading) else None
         out = super().transform(inp)
         if not self.routed_heads:
             return out
@@ -179,11 +187,17 @@ class RouteHeadReranker(FittedReranker):
         return out.assign(routed_heads=column)
 
     def _active(self) -> HeadRouter | None:
-        """The router in use: given or fitted, choosing as the arguments say at this moment."""
+        """The router in use: given; fitted, choosing as the arguments say at this moment; or shipped."""
         if self.router is not None:
             return self.router
-        fitted = getattr(self, "router_", None)
-        return None if fitted is None else fitted.with_selection(self._selection())
+        if fitted := getattr(self, "router_", None):
+            return fitted.with_selection(self._selection())
+        return shipped_router(self._attention or "listwise") if self._uses_shipped() else None
+
+    def _uses_shipped(self) -> bool:
+        if self.router is not None or hasattr(self, "router_") or self._learning:
+            return False
+        return has_router(self._attention or "listwise") and means_shipped_model(self.llm)
 
     def _selection(self) -> Selection:
         return Selection(
@@ -336,11 +350,24 @@ class RouteHeadReranker(FittedReranker):
         Raises:
             ValueError: where no list tells anything, a query is in both parts, or a router was given.
         """
-        from .training import FOR_LOGITS, RoutingData, TrainingSettings, train
-
         if self.router is not None:
             raise ValueError("RouteHeadReranker was given a router: leave it out to train one")
         self.__dict__.pop("router_", None)
+        self._learning = True
+        try:
+            return self._learn(topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va)
+        finally:
+            self._learning = False
+
+    def _learn(
+        self,
+        topics_or_res_tr: pd.DataFrame,
+        qrels_tr: pd.DataFrame,
+        topics_or_res_va: pd.DataFrame | None,
+        qrels_va: pd.DataFrame | None,
+    ) -> "RouteHeadReranker":
+        from .training import FOR_LOGITS, RoutingData, TrainingSettings, train
+
         self._settings()
         settings = TrainingSettings(
             **{"seed": self.seed, **(FOR_LOGITS if self.weighting == "logit" else {}), **(self.training or {})}

