@@ -57,6 +57,6 @@ setup(
         "gguf": GGUF,
         "pisa": PISA,
         "plots": PLOTS,
-        "dev": ["pytest>=8", "hypothesis", "ruff", "psutil", "bitsandbytes", "pyterrier-caching", *GGUF, *PISA, *PLOTS],
+        "dev": ["pytest>=8", "lightgbm", "hypothesis", "ruff", "psutil", "bitsandbytes", "pyterrier-caching", *GGUF, *PISA, *PLOTS],
     },
 )
