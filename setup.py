@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 GGUF = ["gguf", "accelerate>=1"]
 PISA = ["pyterrier-pisa"]
 PLOTS = ["matplotlib"]
+LTR = ["lightgbm", "scikit-learn", "statsmodels"]
 
 setup(
     name="pyterrier-routehead",
@@ -57,6 +58,10 @@ setup(
         "gguf": GGUF,
         "pisa": PISA,
         "plots": PLOTS,
-        "dev": ["pytest>=8", "lightgbm", "hypothesis", "ruff", "psutil", "bitsandbytes", "pyterrier-caching", *GGUF, *PISA, *PLOTS],
+        "ltr": LTR,
+        "dev": [
+            "pytest>=8", "hypothesis", "ruff", "psutil", "bitsandbytes", "pyterrier-caching",
+            *GGUF, *PISA, *PLOTS, *LTR,
+        ],
     },
 )

@@ -104,9 +104,8 @@ def fit_lambda_mart(judged: tuple, valid: tuple, with_first_stage: bool) -> tupl
     """LambdaMART with leaves and features chosen on the validation queries, for each seed."""
 
     def fitted(leaves: int, standard: bool, seed: int) -> pt.Transformer:
-        learner = pt.ltr.apply_learned_model(
-            lambda_mart(leaves, seed), form="ltr", fit_kwargs={"eval_at": [10], "callbacks": [early_stopping(50, verbose=False)]}
-        )
+        stopping = {"eval_at": [10], "callbacks": [early_stopping(50, verbose=False)]}
+        learner = pt.ltr.apply_learned_model(lambda_mart(leaves, seed), form="ltr", fit_kwargs=stopping)
         features = head_features(with_first_stage, standard)
         learner.fit(features(judged[0]), judged[1], features(valid[0]), valid[1])
         return features >> learner

@@ -27,7 +27,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``saving``               writes artifacts whole or not at all
 ``head_set``             `HeadSet`: heads that rank well and where they come from, to be shared
 ``published``            head lists from the papers' own repositories
-``plots``                heat maps and overlaps of head sets
+``plots``                heat maps and overlaps of head sets, and how training went
 ``reader``               reads head scores for candidate lists under some settings
 ``frames``               between PyTerrier's frames and candidate lists
 ``windows``              lists that do not fit into one prompt
@@ -54,7 +54,7 @@ from .errors import ListTooLongError, MismatchError, StoreError, UnsupportedArch
 from .head_set import Detection, HeadSet
 from .heads import Head
 from .llm import FrozenLLM
-from .plots import plot_heads, plot_overlap
+from .plots import plot_heads, plot_overlap, plot_training
 from .published import PUBLISHED, published_heads
 from .reading import Reading, ReadingSettings
 from .rerank import ICRReranker, StaticHeadReranker
@@ -97,6 +97,7 @@ __all__ = [
     "paper_settings",
     "plot_heads",
     "plot_overlap",
+    "plot_training",
     "published_heads",
     "shipped_heads",
     "shipped_router",

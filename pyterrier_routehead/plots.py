@@ -1,9 +1,10 @@
-"""Plots of head sets. They need matplotlib: ``pip install 'pyterrier-routehead[plots]'``."""
+"""Plots of head sets and of a router's training. They need matplotlib: ``pip install 'pyterrier-routehead[plots]'``."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from .head_set import HeadSet
 
@@ -68,6 +69,38 @@ def plot_overlap(head_sets: Mapping[str, HeadSet], *, k: int = 8, ax: "Axes | No
     ax.set_yticks(range(len(sets)), names)
     ax.set_title(f"heads in common among the first {k}", fontsize="medium")
     return ax
+
+
+def plot_training(report: pd.DataFrame) -> "list[Axes]":
+    """How a router's training went: losses, chosen heads and held-out nDCG@10 by epoch, the kept epoch marked.
+
+    Args:
+        report: ``report_`` of a fitted :class:`RouteHeadReranker`.
+
+    Returns:
+        The three axes of a new figure.
+
+    Raises:
+        ImportError: with the install command, where matplotlib is missing.
+    """
+    first = _axes(None, (5, 7))
+    figure = first.figure
+    first.remove()
+    axes = list(figure.subplots(3, sharex=True))
+    losses = [name for name in report.columns if name not in ("epoch", "chosen heads", "held-out nDCG@10")]
+    trained = report[report["epoch"] > 0]  # the first row is the untrained router, which has no losses
+    for name in losses:
+        if trained[name].any():
+            axes[0].plot(trained["epoch"], trained[name], label=name)
+    axes[0].set_ylabel("loss")
+    axes[0].legend()
+    for ax, name in zip(axes[1:], ("chosen heads", "held-out nDCG@10"), strict=True):
+        ax.plot(report["epoch"], report[name])
+        ax.set_ylabel(name)
+    for ax in axes:
+        ax.axvline(report["epoch"][report["held-out nDCG@10"].idxmax()], color="grey", linestyle=":")
+    axes[-1].set_xlabel("epoch")
+    return axes
 
 
 def _axes(ax: "Axes | None", size: tuple[float, float]) -> "Axes":

@@ -264,8 +264,9 @@ class RouteHeadReranker(FittedReranker):
             yield from super()._read_text(inp, batch, chosen, settings)
 
     def _columns(self, reading: Reading, heads: HeadSet) -> list[int]:
+        columns = super()._columns(reading, heads)
         self._ready(reading)
-        return super()._columns(reading, heads)
+        return columns
 
     def _rank(
         self, inp: pd.DataFrame, candidates: CandidateRows, vectors: np.ndarray, heads: HeadsLike | HeadSet

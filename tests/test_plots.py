@@ -4,9 +4,10 @@ import io
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from pyterrier_routehead import Detection, HeadSet, plot_heads, plot_overlap, published_heads
+from pyterrier_routehead import Detection, HeadSet, plot_heads, plot_overlap, plot_training, published_heads
 from pyterrier_routehead.reading import ModelIdentity
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -105,3 +106,17 @@ def test_without_matplotlib_the_install_command_is_given(monkeypatch):
         with pytest.raises(ImportError, match=r"pip install 'pyterrier-routehead\[plots\]'"):
             plot(sets)
     monkeypatch.undo()  # the fixture draws with it
+
+
+def test_training_is_drawn_with_the_kept_epoch_marked():
+    losses = {"loss": [0.0, 3, 2, 1], "labels": [0.0, 2, 1, 0.5], "ranking": [0.0] * 4}
+    went = {"chosen heads": [8.0, 7, 6, 5], "held-out nDCG@10": [0.3, 0.5, 0.4, 0.5]}
+    report = pd.DataFrame({"epoch": [0, 1, 2, 3], **losses, **went})
+    losses, heads, quality = plot_training(report)
+    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["loss", "labels"]  # what took part
+    assert losses.lines[0].get_xydata().tolist() == [[1, 3], [2, 2], [3, 1]]
+    assert heads.lines[0].get_ydata().tolist() == [8, 7, 6, 5]
+    assert quality.lines[0].get_ydata().tolist() == [0.3, 0.5, 0.4, 0.5]
+    for ax in (losses, heads, quality):
+        assert ax.lines[-1].get_xdata() == [1, 1]  # the first of the best
+    assert quality.get_xlabel() == "epoch"

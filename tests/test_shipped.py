@@ -1,5 +1,9 @@
 """The head sets that come with the package, on the weights that they were found in and on others."""
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,9 +13,12 @@ from pyterrier_routehead import (
     CoReHeadReranker,
     FrozenLLM,
     QRHeadReranker,
+    RouteHeadReranker,
     StaticHeadReranker,
     default_model,
+    rerank,
     shipped_heads,
+    shipped_router,
 )
 from toys import toy_llm, two_queries
 
@@ -50,6 +57,22 @@ def test_unknown_sets_are_named():
         shipped_heads("mine")
 
 
+@pytest.mark.parametrize("document_attention", ["listwise", "blockwise"])
+def test_routers_say_where_they_come_from_and_are_small(document_attention):
+    router = shipped_router(document_attention)
+    assert router.pool.model == shipped_heads("core", document_attention).model
+    assert router.pool.settings["document_attention"] == document_attention
+    assert router.pool.detection.data.startswith("SciFact train (clean of test)")
+    assert router.report["training queries"] > 100
+    folder = Path(sys.modules["pyterrier_routehead"].__file__).parent / "routers" / document_attention
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1_000_000
+
+
+def test_unknown_routers_are_named():
+    with pytest.raises(ValueError, match=r"no router for 'mine'.*blockwise, listwise"):
+        shipped_router("mine")
+
+
 @needs_weights
 @pytest.mark.parametrize("reranker", [CoReHeadReranker, QRHeadReranker])
 @pytest.mark.parametrize("document_attention", ["listwise", "blockwise"])
@@ -64,6 +87,25 @@ def test_smollm2_is_ranked_without_fit(reranker, document_attention):
     criterion = "core" if reranker is CoReHeadReranker else "ndcg@10"
     static = StaticHeadReranker(shipped_heads(criterion, document_attention).top(8), llm=llm)
     np.testing.assert_allclose(static(ANIMALS)["score"], out["score"], atol=1e-6)
+
+
+@needs_weights
+@pytest.mark.parametrize("document_attention", ["listwise", "blockwise"])
+def test_smollm2_is_routed_without_fit(document_attention):
+    llm = FrozenLLM(max_layers=30)
+    out = RouteHeadReranker(llm=llm, document_attention=document_attention, routed_heads=True)(ANIMALS)
+    assert out.loc[out["rank"] == 0, "docno"].item() == "d2"
+    # Behind a scorer the router follows how the head scores were read.
+    scored = AttentionHeadScorer(llm=llm, document_attention=document_attention)(ANIMALS)
+    behind = RouteHeadReranker(routed_heads=True)
+    np.testing.assert_allclose(behind(scored)["score"], out["score"], atol=1e-4)
+    given = RouteHeadReranker(shipped_router(document_attention), llm=llm, routed_heads=True)(ANIMALS)
+    np.testing.assert_allclose(given["score"], out["score"], atol=1e-6)
+    assert given["routed_heads"].tolist() == out["routed_heads"].tolist()
+    # The next frame may have been read otherwise.
+    other = {"listwise": "blockwise", "blockwise": "listwise"}[document_attention]
+    pool = set(map(str, shipped_router(other).pool))
+    assert set(behind(AttentionHeadScorer(llm=llm, document_attention=other)(ANIMALS))["routed_heads"].iloc[0]) <= pool
 
 
 @needs_weights
@@ -88,6 +130,16 @@ def test_other_weights_of_smollm2_warn():
             weight.copy_(before)
 
 
+@needs_weights
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+def test_other_weights_of_smollm2_are_routed_with_a_warning(monkeypatch):
+    known = rerank.model_identity
+    monkeypatch.setattr(rerank, "model_identity", lambda llm: replace(known(llm), fingerprint=("00",) * 30))
+    with pytest.warns(UserWarning, match="the heads that come with the package were found in"):
+        out = RouteHeadReranker()(ANIMALS)
+    assert out.loc[out["rank"] == 0, "docno"].item() == "d2"
+
+
 def test_another_model_needs_fit():
     llm = toy_llm()
     with pytest.raises(RuntimeError, match="no heads yet"):
@@ -95,6 +147,10 @@ def test_another_model_needs_fit():
     scored = AttentionHeadScorer(llm=llm)(two_queries())
     with pytest.raises(RuntimeError, match=r"has no heads for LlamaModel.*fit it"):
         CoReHeadReranker()(scored)
+    with pytest.raises(RuntimeError, match="no heads yet"):
+        RouteHeadReranker(llm=llm)(two_queries())
+    with pytest.raises(RuntimeError, match=r"has no heads for LlamaModel.*fit it"):
+        RouteHeadReranker()(scored)
 
 
 def test_values_to_choose_from_need_fit():

@@ -1,0 +1,275 @@
+"""Is there anything to route? What pseudo labels are worth, whether queries foretell them, and what each option gives.
+
+    python examples/routing_signal.py
+
+On the training and validation queries of examples/routing.py (SmolLM2-135M-Instruct, SciFact and NFCorpus, top 20),
+from the same store. Tests of labels are on half lists: heads are chosen on one half of a query's candidates and judged
+on the other. Everything else is judged on the validation queries, which take no part in training here: a fifth of the
+training queries is held out to choose the epoch. A quarter of an hour on two cores with the store filled.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from pyterrier_routehead import FrozenLLM, HeadScoreStore, QRHeadReranker, RouteHeadReranker
+from pyterrier_routehead.default_model import packaged_gguf
+from pyterrier_routehead.labels import (
+    RECIPES,
+    half_list_quality,
+    halves,
+    head_utility,
+    make_labels,
+    reliability,
+    static,
+)
+from pyterrier_routehead.query_encoder import QueryState, embed_query
+from pyterrier_routehead.search import JudgedLists, ndcg, search_sets
+from routing import RESULTS, SEEDS, WHOLE_POOL, quality
+from testbed import COLLECTIONS, READINGS, read_judged, scorer, together
+
+POOL, MOST = 64, 8
+STEPS = ["labels", "ceilings", "layers", "frequency", "curve", "ablations"]
+LAYERS = (0, 5, 10, 15, 20, 25, 29)
+SIZES = (100, 200, 400)
+ABLATIONS = {
+    "as it is": {},
+    **{f"labels={name!r}": {"labels": name} for name in RECIPES if name != "shrunk"},
+    "labels='search', without exchange": {"labels": lambda lists, most: _without_exchange(lists, most)},
+    "sparsity 0": {"training": {"sparsity": 0.0}},
+    "sparsity 1": {"training": {"sparsity": 1.0}},
+    "target size 8": {"training": {"target_size": 8, "sparsity": 10.0}},
+    "pool_size 16": {"pool_size": 16},
+    "pool_size 32": {"pool_size": 32},
+    "pool_size 270": {"pool_size": 270},
+    "max_heads 4": {"max_heads": 4},
+    "max_heads 16": {"max_heads": 16},
+    "8 heads always": {"min_heads": 8},
+    **{f"layer {layer}": {"layer": layer} for layer in (5, 25)},
+    "last token": {"pooling": "last"},
+    "weighting='probability'": {"weighting": "probability"},
+    "the ranking in the loss": {"weighting": "probability", "training": {"ranking": 1.0}},
+    "4 static heads": {"static_heads": 4},
+    "evidence": {"evidence": True},
+    "weighting='logit'": WHOLE_POOL,
+    "weighting='logit', pool of 64": {"weighting": "logit"},
+    "weighting='logit', evidence": {**WHOLE_POOL, "evidence": True},
+    "weighting='logit', freer query": {**WHOLE_POOL, "training": {"query_ridge": 10.0}},
+    "weighting='logit', no query": {**WHOLE_POOL, "training": {"query_ridge": 1e6}},
+}
+
+
+def _without_exchange(lists: JudgedLists, most: int) -> np.ndarray:
+    return search_sets(lists, most, exchange=False).members.astype(float)
+
+
+def judged_lists(frame: pd.DataFrame, qrels: pd.DataFrame) -> tuple[JudgedLists, list[str], list[str]]:
+    """Lists with a relevant and another candidate, over all heads, with their qids and queries."""
+    labels = frame[["qid", "docno"]].merge(qrels, on=["qid", "docno"], how="left")["label"].fillna(0).to_numpy()
+    scores, gains, qids, queries = [], [], [], []
+    for qid, own in frame.assign(gain=np.maximum(labels, 0)).groupby("qid", sort=False):
+        gain = own["gain"].to_numpy(dtype=float)
+        if (gain > 0).any() and (gain == 0).any():
+            scores.append(np.stack(own["head_scores"]).astype(np.float64))
+            gains.append(gain)
+            qids.append(qid)
+            queries.append(own["query"].iloc[0])
+    return JudgedLists.of(scores, gains), qids, queries
+
+
+def pool_of(lists: JudgedLists) -> np.ndarray:
+    """The heads that rank best alone, as RouteHead screens them."""
+    return np.argsort(-ndcg(lists, lists.scores).mean(axis=0), kind="stable")[:POOL]
+
+
+def shuffled(lists: JudgedLists, seed: int = 0) -> JudgedLists:
+    """The same lists with the judgements dealt anew among each list's candidates: nothing is left to learn."""
+    rng, gains = np.random.default_rng(seed), lists.gains.copy()
+    for own, there in zip(gains, lists.there, strict=True):
+        own[there] = rng.permutation(own[there])
+    return JudgedLists(lists.scores, gains, lists.there)
+
+
+def label_quality(lists: JudgedLists) -> pd.DataFrame:
+    """Half-list quality of each recipe, for real and for shuffled judgements."""
+    own = lists.heads(pool_of(lists))
+    recipes = {"static": static, **RECIPES, "best 8 of the other half": _best_single}
+    rows = []
+    for name, recipe in recipes.items():
+        real, chance = (half_list_quality(recipe, some, MOST) for some in (own, shuffled(own)))
+        labels = make_labels(recipe, own, MOST)
+        rows.append({"labels": name, "half lists": real, "half lists, shuffled": chance,
+                     "own list": labels.after.mean(), "heads": labels.targets.sum(axis=1).mean()})
+    return pd.DataFrame(rows).assign(lists=len(halves(own, 0)[0]), reliability=reliability(own))
+
+
+def _best_single(lists: JudgedLists, most: int) -> np.ndarray:
+    targets = np.zeros(lists.scores.shape[::2])
+    np.put_along_axis(targets, np.argsort(-head_utility(lists), axis=1, kind="stable")[:, :most], 1.0, axis=1)
+    return targets
+
+
+def ceilings(lists: JudgedLists, heads: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """What choosing for each query by its own judgements would give, beside what as many random choices give."""
+    rng = np.random.default_rng(seed)
+    orders = rng.random((*lists.there.shape, lists.scores.shape[2]))
+    single = ndcg(lists, lists.scores)
+    own = lists.heads(heads)
+    random_heads = JudgedLists(rng.random(own.scores.shape), own.gains, own.there)
+    return {
+        "lists": len(lists),
+        "static 8": ndcg(own, own.scores[:, :, :MOST].sum(axis=2, keepdims=True))[:, 0].mean(),
+        "best head": single.max(axis=1).mean(),
+        "best of as many random orders": ndcg(lists, orders).max(axis=1).mean(),
+        "searched 8 of 64": search_sets(own, MOST).after.mean(),
+        "searched 8 of 64 random columns": search_sets(random_heads, MOST).after.mean(),
+    }
+
+
+def foretelling(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
+    """Whether a query's embedding foretells which heads rank it well, on validation queries, layer by layer.
+
+    A ridge regression from the embedding to the heads' utility, less each head's mean over the training queries and
+    each list's mean over its heads; its penalty is chosen by generalised cross-validation on the training queries. The
+    number is the correlation of foretold and real deviations on the validation queries.
+    """
+    (lists, _, queries), (test_lists, _, test_queries) = (judged_lists(*own) for own in (train, valid))
+    heads = pool_of(lists)
+    utility, test_utility = (head_utility(own.heads(heads)) for own in (lists, test_lists))
+    mean = utility.mean(axis=0)
+    wanted, real = (own - mean - (own - mean).mean(axis=1, keepdims=True) for own in (utility, test_utility))
+    rng, rows = np.random.default_rng(0), []
+    for state in [*(QueryState(layer) for layer in LAYERS), QueryState(LAYERS[len(LAYERS) // 2], "last")]:
+        x, test_x = (np.stack([embed_query(llm, query, state) for query in own]) for own in (queries, test_queries))
+        centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+        x, test_x = (x - centre) / scale, (test_x - centre) / scale
+        told = _ridge(x, wanted, test_x)
+        by_chance = [_correlation(_ridge(x, wanted[rng.permutation(len(x))], test_x), real) for _ in range(20)]
+        rows.append({"layer": state.layer, "pooling": state.pooling, "correlation": _correlation(told, real),
+                     "shuffled queries, 95th percentile": np.percentile(by_chance, 95)})
+    return pd.DataFrame(rows)
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, test_x: np.ndarray) -> np.ndarray:
+    left, singular, right = np.linalg.svd(x, full_matrices=False)
+    projected, best = left.T @ y, (np.inf, None)
+    for penalty in np.geomspace(1, 1e6, 13) * len(x):
+        shrink = singular**2 / (singular**2 + penalty)
+        error = ((y - left @ (shrink[:, None] * projected)) ** 2).mean() / (1 - shrink.sum() / len(x)) ** 2
+        best = min(best, (error, penalty), key=lambda pair: pair[0])
+    return test_x @ (right.T @ ((singular / (singular**2 + best[1]))[:, None] * projected))
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum() + 1e-30))
+
+
+def frequency(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
+    """The router's guesses on validation queries against those of the labels' frequency alone."""
+    lists, _, queries = judged_lists(*valid)
+    rows = []
+    for recipe in RECIPES:
+        fitted = RouteHeadReranker(llm=llm, labels=recipe).fit(*train)
+        router, order = fitted.router_, [head.layer * 9 + head.head for head in fitted.router_.pool]
+        labels = make_labels(recipe, lists.heads(np.array(order)), MOST).targets
+        states = np.stack([embed_query(llm, query, router.state) for query in queries])
+        told = np.stack([router.probabilities(state) for state in states])
+        counts = fitted.labels_["heads"].str.split().explode().value_counts()
+        often = np.array([counts.get(str(head), 0) for head in router.pool], dtype=float)
+        rows.append({"labels": recipe, "router": _hits(told, labels),
+                     "frequency": _hits(np.tile(often, (len(labels), 1)), labels),
+                     "chance": labels.mean()})
+    return pd.DataFrame(rows)
+
+
+def _hits(guesses: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the 8 most likely heads that are labelled."""
+    best = np.argsort(-guesses, axis=1, kind="stable")[:, :MOST]
+    return float(np.take_along_axis(labels, best, axis=1).mean())
+
+
+def first(judged: tuple, number: int) -> tuple:
+    """The first so many queries, both collections alike."""
+    frame, qrels = judged
+    qids = frame["qid"].drop_duplicates()
+    half = len(qids) // 2
+    mixed = [qid for pair in zip(qids[:half], qids[half:], strict=False) for qid in pair]
+    return frame[frame["qid"].isin(mixed[:number])], qrels
+
+
+def over_seeds(make: Callable[[int], pt.Estimator], train: tuple, valid: tuple) -> dict[str, float]:
+    """Mean and spread of nDCG@10 on the validation queries over the seeds."""
+    values = [quality(make(seed).fit(*train), valid) for seed in SEEDS]
+    return {"nDCG@10": np.mean(values), "lowest": min(values), "highest": max(values)}
+
+
+def learning_curve(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
+    """nDCG@10 on the validation queries by the number of training queries."""
+    systems = {
+        "single-head nDCG, 8 heads": lambda seed: QRHeadReranker(k=8, criterion="ndcg@10"),
+        "RouteHead": lambda seed: RouteHeadReranker(llm=llm, seed=seed),
+        "RouteHead, logits": lambda seed: RouteHeadReranker(llm=llm, seed=seed, **WHOLE_POOL),
+        "weights without routing": lambda seed: RouteHeadReranker(
+            llm=llm, seed=seed, **WHOLE_POOL, training={"query_ridge": 1e6}),
+    }
+    return pd.DataFrame(
+        {"queries": number, "system": name, **over_seeds(make, first(train, number), valid)}
+        for number in SIZES for name, make in systems.items()
+    )
+
+
+def ablations(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
+    """nDCG@10 on the validation queries with one option changed at a time."""
+    rows = [{"option": "static: single-head nDCG, 8 heads",
+             **over_seeds(lambda seed: QRHeadReranker(k=8, criterion="ndcg@10"), train, valid)}]
+    for name, options in ABLATIONS.items():
+        row = over_seeds(lambda seed, own=options: RouteHeadReranker(llm=llm, seed=seed, **own), train, valid)
+        rows.append({"option": name, **row})
+        print(name, row, flush=True)
+    return pd.DataFrame(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compute each table from the store and write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", type=int, default=200, help="training queries of each collection (200)")
+    parser.add_argument("--valid", type=int, default=60, help="validation queries of each collection (60)")
+    parser.add_argument("--test", type=int, help="test queries of each collection, for the ceilings (all)")
+    parser.add_argument("--steps", nargs="+", default=STEPS)
+    parser.add_argument("--readings", nargs="+", default=READINGS)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the tables")
+    parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
+    args = parser.parse_args(arguments)
+    args.output.mkdir(parents=True, exist_ok=True)
+    store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
+    llm = FrozenLLM(packaged_gguf(), dtype="bfloat16")
+    for reading in args.readings:
+        train = together(read_judged(llm, reading, store, 0, args.train))
+        valid = together(read_judged(llm, reading, store, 1, args.valid))
+        lists, *_ = judged_lists(*train)
+        made = {
+            "labels": lambda lists=lists: label_quality(lists),
+            "layers": lambda train=train, valid=valid: foretelling(llm, train, valid),
+            "frequency": lambda train=train, valid=valid: frequency(llm, train, valid),
+            "curve": lambda train=train, valid=valid: learning_curve(llm, train, valid),
+            "ablations": lambda train=train, valid=valid: ablations(llm, train, valid),
+        }
+        if "ceilings" in args.steps:
+            rows = []
+            for name, collection in COLLECTIONS.items():
+                topics, qrels = collection.test_queries(args.test)
+                frame = scorer(llm, reading, store, collection.title_field)(collection.first_stage(20)(topics))
+                rows.append({"collection": name, **ceilings(judged_lists(frame, qrels)[0], pool_of(lists))})
+            made["ceilings"] = lambda rows=rows: pd.DataFrame(rows)
+        for step in args.steps:
+            table = made[step]().round(4)
+            table.to_csv(args.output / f"{step}-{reading}.csv", index=False)
+            print(f"\n{reading}, {step}\n{table.to_string(index=False)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
