@@ -130,27 +130,29 @@ def ceilings(lists: JudgedLists, heads: np.ndarray, seed: int = 0) -> dict[str, 
     }
 
 
-def foretelling(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
+def foretelling(llm: FrozenLLM, parts: dict[str, tuple[tuple, tuple]]) -> pd.DataFrame:
     """Whether a query's embedding foretells which heads rank it well, on validation queries, layer by layer.
 
     A ridge regression from the embedding to the heads' utility, less each head's mean over the training queries and
     each list's mean over its heads; its penalty is chosen by generalised cross-validation on the training queries. The
-    number is the correlation of foretold and real deviations on the validation queries.
+    number is the correlation of foretold and real deviations on the validation queries. With both collections together
+    it is enough to tell them apart; within one it takes more.
     """
-    (lists, _, queries), (test_lists, _, test_queries) = (judged_lists(*own) for own in (train, valid))
-    heads = pool_of(lists)
-    utility, test_utility = (head_utility(own.heads(heads)) for own in (lists, test_lists))
-    mean = utility.mean(axis=0)
-    wanted, real = (own - mean - (own - mean).mean(axis=1, keepdims=True) for own in (utility, test_utility))
     rng, rows = np.random.default_rng(0), []
-    for state in [*(QueryState(layer) for layer in LAYERS), QueryState(LAYERS[len(LAYERS) // 2], "last")]:
-        x, test_x = (np.stack([embed_query(llm, query, state) for query in own]) for own in (queries, test_queries))
-        centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
-        x, test_x = (x - centre) / scale, (test_x - centre) / scale
-        told = _ridge(x, wanted, test_x)
-        by_chance = [_correlation(_ridge(x, wanted[rng.permutation(len(x))], test_x), real) for _ in range(20)]
-        rows.append({"layer": state.layer, "pooling": state.pooling, "correlation": _correlation(told, real),
-                     "shuffled queries, 95th percentile": np.percentile(by_chance, 95)})
+    for name, (train, valid) in parts.items():
+        (lists, _, queries), (test_lists, _, test_queries) = (judged_lists(*own) for own in (train, valid))
+        heads = pool_of(lists)
+        utility, test_utility = (head_utility(own.heads(heads)) for own in (lists, test_lists))
+        mean = utility.mean(axis=0)
+        wanted, real = (own - mean - (own - mean).mean(axis=1, keepdims=True) for own in (utility, test_utility))
+        for state in [*(QueryState(layer) for layer in LAYERS), QueryState(LAYERS[len(LAYERS) // 2], "last")]:
+            x, test_x = (np.stack([embed_query(llm, query, state) for query in own]) for own in (queries, test_queries))
+            centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+            x, test_x = (x - centre) / scale, (test_x - centre) / scale
+            found = _correlation(_ridge(x, wanted, test_x), real)
+            chance = [_correlation(_ridge(x, wanted[rng.permutation(len(x))], test_x), real) for _ in range(20)]
+            rows.append({"queries of": name, "training lists": len(x), "layer": state.layer, "pooling": state.pooling,
+                         "correlation": found, "shuffled queries, 95th percentile": np.percentile(chance, 95)})
     return pd.DataFrame(rows)
 
 
@@ -248,12 +250,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
     llm = FrozenLLM(packaged_gguf(), dtype="bfloat16")
     for reading in args.readings:
-        train = together(read_judged(llm, reading, store, 0, args.train))
-        valid = together(read_judged(llm, reading, store, 1, args.valid))
+        by_name = [read_judged(llm, reading, store, part, args.train if part == 0 else args.valid) for part in (0, 1)]
+        train, valid = map(together, by_name)
+        parts = {"both": (train, valid), **{name: (by_name[0][name], by_name[1][name]) for name in by_name[0]}}
         lists, *_ = judged_lists(*train)
         made = {
             "labels": lambda lists=lists: label_quality(lists),
-            "layers": lambda train=train, valid=valid: foretelling(llm, train, valid),
+            "layers": lambda parts=parts: foretelling(llm, parts),
             "frequency": lambda train=train, valid=valid: frequency(llm, train, valid),
             "curve": lambda train=train, valid=valid: learning_curve(llm, train, valid),
             "ablations": lambda train=train, valid=valid: ablations(llm, train, valid),

@@ -1,0 +1,132 @@
+"""What routing costs beside a static set, and what cutting off the upper layers costs and saves.
+
+    python examples/routing_cost.py
+
+SmolLM2-135M-Instruct (GGUF), BM25's top 20 of SciFact test queries. Routing is timed against the same heads without a
+router, each query once by either in turn, so that the difference is the router's. For ``max_layer``, RouteHead and 8
+static heads are fitted as in examples/routing.py and judged on the validation queries; time is that of reading the
+deepest head in those layers, over all layers. Ratios within one run. Ten minutes on two cores with the store filled.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from measuring import in_turns
+from pyterrier_routehead import (
+    FrozenLLM,
+    Head,
+    HeadScoreStore,
+    QRHeadReranker,
+    RouteHeadReranker,
+    StaticHeadReranker,
+    shipped_router,
+)
+from pyterrier_routehead.default_model import packaged_gguf
+from pyterrier_routehead.router import Selection
+from routing import RESULTS, SEEDS, quality
+from testbed import READINGS, SCIFACT, read_judged, together
+
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+
+
+def candidates(number: int) -> list[pd.DataFrame]:
+    """The first so many test queries of SciFact with their candidates, one frame a query."""
+    topics, _ = SCIFACT.test_queries(number)
+    found = SCIFACT.first_stage(20)(topics)
+    return [own.reset_index(drop=True) for _, own in found.groupby("qid", sort=False)]
+
+
+def routing(llm: FrozenLLM, reading: str, frames: list[pd.DataFrame]) -> dict[str, float]:
+    """Time of a router that always takes the same 8 heads over that of the 8 heads."""
+    shipped = shipped_router(reading)
+    always = shipped.with_selection(Selection(least=8, most=8))
+    shared = {"llm": llm, "document_attention": reading, "title_field": "title"}
+
+    def ratio(frame: pd.DataFrame) -> float:
+        told = RouteHeadReranker(always, routed_heads=True, **shared)(frame.head(1))
+        static = StaticHeadReranker(",".join(told["routed_heads"].iloc[0]), **shared)
+        anew = frame.assign(query=frame["query"] + " ")  # the same to the model, but its embedding is not remembered
+        routed = RouteHeadReranker(always, **shared)
+        seconds, _ = in_turns({"static": lambda: static(anew), "routed": lambda: routed(anew)}, [], 1)
+        return seconds["routed"][0] / seconds["static"][0]
+
+    ratios = [ratio(frame) for frame in [frames[0], *frames]][1:]  # the first time warms up
+    return {"reading": reading, "queries": len(ratios), "median": np.median(ratios), "lowest": min(ratios),
+            "highest": max(ratios)}
+
+
+def layers(
+    llm: FrozenLLM, reading: str, store: HeadScoreStore, frame: pd.DataFrame, options: argparse.Namespace
+) -> list[dict[str, float]]:
+    """nDCG@10 on validation queries and time over all layers, by the share of layers that heads may come from."""
+    train = together(read_judged(llm, reading, store, 0, options.train))
+    valid = together(read_judged(llm, reading, store, 1, options.valid))
+    deepest = {share: int(llm.num_layers * share + 1e-9) - 1 for share in SHARES}
+    times, _ = in_turns(
+        {
+            share: lambda layer=layer: StaticHeadReranker(
+                [Head(layer, 0)], llm=llm, document_attention=reading, title_field="title")(frame)
+            for share, layer in deepest.items()
+        },
+        [lambda: StaticHeadReranker([Head(2, 0)], llm=llm, document_attention=reading, title_field="title")(frame)],
+        options.rounds,
+    )
+    rows = []
+    for share in SHARES:
+        static = QRHeadReranker(k=8, criterion="ndcg@10", max_layer=share).fit(*train)
+        routed = [quality(RouteHeadReranker(llm=llm, max_layer=share, seed=seed).fit(*train), valid) for seed in SEEDS]
+        ratios = np.array(times[share]) / np.array(times[1.0])
+        rows.append({"reading": reading, "max_layer": share, "layers run": deepest[share] + 1,
+                     "time": np.median(ratios), "RouteHead": np.mean(routed), "8 static heads": quality(static, valid)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def plot(table: pd.DataFrame, path: Path) -> None:
+    """Quality against time, a line a method and reading, each point labelled with its share of the layers."""
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(1, table["reading"].nunique(), figsize=(9, 3.5), layout="constrained", squeeze=False)
+    for ax, (reading, own) in zip(axes[0], table.groupby("reading"), strict=True):
+        for name in ("RouteHead", "8 static heads"):
+            ax.plot(own["time"], own[name], marker="o", label=name)
+        for _, row in own.iterrows():
+            ax.annotate(f"{row['max_layer']:g}", (row["time"], row["RouteHead"]), fontsize=7,
+                        textcoords="offset points", xytext=(0, 5))
+        ax.set(title=reading, xlabel="time over all layers", ylabel="nDCG@10, validation queries")
+        ax.legend()
+    plt.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure, print, write and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", type=int, default=200, help="training queries of each collection (200)")
+    parser.add_argument("--valid", type=int, default=60, help="validation queries of each collection (60)")
+    parser.add_argument("--queries", type=int, default=8, help="queries that routing is timed on (8)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of reading each depth (3)")
+    parser.add_argument("--readings", nargs="+", default=READINGS)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the tables")
+    parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
+    llm = FrozenLLM(packaged_gguf(), dtype="bfloat16")
+    frames = candidates(args.queries)
+    costs = pd.DataFrame(routing(llm, reading, frames) for reading in args.readings).round(3)
+    print(costs.to_string(index=False))
+    costs.to_csv(args.output / "cost.csv", index=False)
+    rows = [row for reading in args.readings for row in layers(llm, reading, store, frames[0], args)]
+    table = pd.DataFrame(rows).round(4)
+    table.to_csv(args.output / "max_layer.csv", index=False)
+    plot(table, args.output / "max_layer.png")
+
+
+if __name__ == "__main__":
+    main()
