@@ -9,7 +9,6 @@ cores: about 5 seconds a list of 20 read list-wise and 14 of 40, half of that bl
 examples/results. The step ``ship`` makes the head sets that come with the package, from SciFact alone.
 """
 
-import argparse
 import shutil
 import time
 from itertools import product
@@ -29,7 +28,6 @@ from pyterrier_routehead import (
     QRHeadReranker,
     StaticHeadReranker,
 )
-from pyterrier_routehead.default_model import packaged_gguf
 from testbed import (
     COLLECTIONS,
     DEPTHS,
@@ -38,6 +36,8 @@ from testbed import (
     SCIFACT,
     Collection,
     clean_splits,
+    experiment_arguments,
+    opened,
     read_judged,
     scorer,
     together,
@@ -255,20 +255,13 @@ def chosen_k(reading: str, results: Path) -> set[str]:
 
 def main() -> None:
     """Read, detect, test and print; each step can be left out."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", type=int, default=200, help="training queries of each collection (200)")
-    parser.add_argument("--valid", type=int, default=100, help="validation queries of each collection (100)")
+    parser = experiment_arguments(__doc__.splitlines()[0], RESULTS)
     parser.add_argument("--test", type=int, nargs=2, metavar=("TOP20", "TOP40"), default=(None, None),
                         help="test queries of each collection, at depth 20 and at 40 (all)")
     parser.add_argument("--steps", nargs="+", default=["detect", "positions", "test", "tables"])
-    parser.add_argument("--readings", nargs="+", default=READINGS)
     parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS))
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the tables")
-    parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
-    llm = FrozenLLM(packaged_gguf(), dtype="bfloat16")  # the hub's SmolLM2 has other weights than the GGUF
+    llm, store = opened(args)
     for reading in args.readings:
         if "detect" in args.steps:
             detect(llm, reading, store, args.train, args.valid, args.output)

@@ -9,7 +9,6 @@ and says how long that takes); with the store filled, this takes a quarter of an
 routers that come with the package, from SciFact alone. Needs LightGBM.
 """
 
-import argparse
 import shutil
 import warnings
 from itertools import product
@@ -30,7 +29,6 @@ from pyterrier_routehead import (
     QRHeadReranker,
     RouteHeadReranker,
 )
-from pyterrier_routehead.default_model import packaged_gguf
 from pyterrier_routehead.frames import standardised
 from testbed import (
     COLLECTIONS,
@@ -40,6 +38,8 @@ from testbed import (
     SCIFACT,
     Collection,
     clean_splits,
+    experiment_arguments,
+    opened,
     read_judged,
     scorer,
     together,
@@ -280,21 +280,14 @@ def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid:
 
 def main() -> None:
     """Read, fit, test and print; each step can be left out."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", type=int, default=200, help="training queries of each collection (200)")
-    parser.add_argument("--valid", type=int, default=60, help="validation queries of each collection (60)")
+    parser = experiment_arguments(__doc__.splitlines()[0], RESULTS)
     parser.add_argument("--test", type=int, nargs=2, metavar=("TOP20", "TOP40"), default=(None, None),
                         help="test queries of each collection, at depth 20 and at 40 (all)")
     parser.add_argument("--steps", nargs="+", default=["test", "tables"], help="of ship, test, tables")
-    parser.add_argument("--readings", nargs="+", default=READINGS)
     parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS))
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the tables")
-    parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightgbm")  # PyTerrier hands it arguments by their old names
-    args.output.mkdir(parents=True, exist_ok=True)
-    store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
-    llm = FrozenLLM(packaged_gguf(), dtype="bfloat16")  # the hub's SmolLM2 has other weights than the GGUF
+    llm, store = opened(args)
     for reading in args.readings:
         if "ship" in args.steps:
             ship(llm, reading, store, args.train, args.valid)

@@ -14,7 +14,6 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import pyterrier as pt
 
 from measuring import in_turns
 from pyterrier_routehead import (
@@ -26,10 +25,9 @@ from pyterrier_routehead import (
     StaticHeadReranker,
     shipped_router,
 )
-from pyterrier_routehead.default_model import packaged_gguf
 from pyterrier_routehead.router import Selection
 from routing import RESULTS, SEEDS, quality
-from testbed import READINGS, SCIFACT, read_judged, together
+from testbed import SCIFACT, experiment_arguments, opened, read_judged, together
 
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 
@@ -106,18 +104,11 @@ def plot(table: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     """Measure, print, write and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", type=int, default=200, help="training queries of each collection (200)")
-    parser.add_argument("--valid", type=int, default=60, help="validation queries of each collection (60)")
+    parser = experiment_arguments(__doc__.splitlines()[0], RESULTS)
     parser.add_argument("--queries", type=int, default=8, help="queries that routing is timed on (8)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of reading each depth (3)")
-    parser.add_argument("--readings", nargs="+", default=READINGS)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the tables")
-    parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
-    llm = FrozenLLM(packaged_gguf(), dtype="bfloat16")
+    llm, store = opened(args)
     frames = candidates(args.queries)
     costs = pd.DataFrame(routing(llm, reading, frames) for reading in args.readings).round(3)
     print(costs.to_string(index=False))

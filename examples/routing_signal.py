@@ -8,16 +8,13 @@ on the other. Everything else is judged on the validation queries, which take no
 training queries is held out to choose the epoch. A quarter of an hour on two cores with the store filled.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from pyterrier_routehead import FrozenLLM, HeadScoreStore, QRHeadReranker, RouteHeadReranker
-from pyterrier_routehead.default_model import packaged_gguf
+from pyterrier_routehead import FrozenLLM, QRHeadReranker, RouteHeadReranker
 from pyterrier_routehead.labels import (
     RECIPES,
     half_list_quality,
@@ -30,7 +27,7 @@ from pyterrier_routehead.labels import (
 from pyterrier_routehead.query_encoder import QueryState, embed_query
 from pyterrier_routehead.search import JudgedLists, ndcg, search_sets
 from routing import RESULTS, SEEDS, WHOLE_POOL, quality
-from testbed import COLLECTIONS, READINGS, read_judged, scorer, together
+from testbed import COLLECTIONS, experiment_arguments, opened, read_judged, scorer, together
 
 POOL, MOST = 64, 8
 STEPS = ["labels", "ceilings", "layers", "frequency", "curve", "ablations"]
@@ -237,18 +234,11 @@ def ablations(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compute each table from the store and write it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", type=int, default=200, help="training queries of each collection (200)")
-    parser.add_argument("--valid", type=int, default=60, help="validation queries of each collection (60)")
+    parser = experiment_arguments(__doc__.splitlines()[0], RESULTS)
     parser.add_argument("--test", type=int, help="test queries of each collection, for the ceilings (all)")
     parser.add_argument("--steps", nargs="+", default=STEPS)
-    parser.add_argument("--readings", nargs="+", default=READINGS)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the tables")
-    parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
     args = parser.parse_args(arguments)
-    args.output.mkdir(parents=True, exist_ok=True)
-    store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
-    llm = FrozenLLM(packaged_gguf(), dtype="bfloat16")
+    llm, store = opened(args)
     for reading in args.readings:
         by_name = [read_judged(llm, reading, store, part, args.train if part == 0 else args.valid) for part in (0, 1)]
         train, valid = map(together, by_name)

@@ -4,6 +4,7 @@ Collections come from ir_datasets. SciFact and NFCorpus (for academic use) have 
 is the unseen test. Queries come in one fixed random order, so that a run on the first so many of them can be extended.
 """
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pyterrier as pt
 from pyterrier_pisa import PisaIndex, PisaStemmer
 
 from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, HeadScoreStore
+from pyterrier_routehead.default_model import packaged_gguf
 from pyterrier_routehead.splits import near_duplicates, sharing_relevant, split_by_group, without
 
 READINGS = ("listwise", "blockwise")
@@ -140,3 +142,21 @@ def whole_table(values: pd.DataFrame, systems: list[str], qids: pd.Series) -> pd
     wide = values.pivot(index=["measure", "qid"], columns="name", values="value")[systems]
     everything = pd.MultiIndex.from_product([[str(m) for m in MEASURES], qids], names=["measure", "qid"])
     return wide.reindex(everything).fillna(0.0).round(4)
+
+
+def experiment_arguments(description: str, output: Path) -> argparse.ArgumentParser:
+    """The arguments that the experiments on head scores share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--train", type=int, default=200, help="training queries of each collection (200)")
+    parser.add_argument("--valid", type=int, default=60, help="validation queries of each collection (60)")
+    parser.add_argument("--readings", nargs="+", default=READINGS)
+    parser.add_argument("--output", type=Path, default=output, help="folder of the tables")
+    parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
+    return parser
+
+
+def opened(args: argparse.Namespace) -> tuple[FrozenLLM, HeadScoreStore]:
+    """The model and the store of an experiment; makes the folder of its tables."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
+    return FrozenLLM(packaged_gguf(), dtype="bfloat16"), store  # the hub's SmolLM2 has other weights than the GGUF
