@@ -110,7 +110,7 @@ def stability(judged: dict, qrels: pd.DataFrame, reading: str, results: Path) ->
         one, other = (sets[name, f"{collection} alone"] for collection in judged)
         rows.append({"criterion": name, "queries": "one collection against the other",
                      "common with all": round(8 * one.overlap(other))})
-    pd.DataFrame(rows).to_csv(results / f"stability-{reading}.csv", index=False)
+    pd.DataFrame(rows).convert_dtypes().to_csv(results / f"stability-{reading}.csv", index=False)
 
 
 def positions(llm: FrozenLLM, store: HeadScoreStore, number: int, places: int, results: Path) -> None:

@@ -21,11 +21,15 @@ from pyterrier_routehead import (
     RouteHeadReranker,
     Selection,
     StaticHeadReranker,
+    query_encoder,
+    rerank,
 )
 from pyterrier_routehead.evidence import list_evidence
+from pyterrier_routehead.frames import standardised
 from pyterrier_routehead.query_encoder import QueryState, encode_queries
 from pyterrier_routehead.reader import model_identity
 from pyterrier_routehead.reading import ModelIdentity
+from pyterrier_routehead.windows import slide_windows
 from toys import byte_tokenizer, frame, toy_llm, two_queries
 
 SMALL = {"pool_size": 6, "max_heads": 2, "training": {"epochs": 4, "learning_rate": 0.05}}
@@ -337,6 +341,40 @@ def test_weights_are_learnt_with_the_first_stage_in_view(llm, scored):
     assert reports[0] != reports[1]  # before training, the first stage ranks
 
 
+@pytest.mark.parametrize("inp", ["text", "vectors"])
+@pytest.mark.parametrize("first_stage_weight", [0.0, 1.5])
+def test_odd_lists_are_weighed_by_logits_too(llm, inp, first_stage_weight):
+    """Unsorted rows without ranks, one index for all, a list of one, and one that the first stage has not ranked."""
+    lists = pd.concat([VALID, frame({"one": ["only"]}), frame({"tied": ["tea", "rain"]}, score=1.0)])
+    lists = lists.drop(columns="rank").sample(frac=1, random_state=1).reset_index(drop=True)
+    scored = AttentionHeadScorer(llm=llm)(lists)
+    odd = (lists if inp == "text" else scored).set_axis([7] * len(lists))
+    router = router_for(model_identity(llm), weighting="logit")
+    out = RouteHeadReranker(router, llm=llm, first_stage_weight=first_stage_weight)(odd)
+    assert out.index.equals(odd.index)
+    assert out["docno"].tolist() == odd["docno"].tolist()
+    assert out[out["qid"] == "one"][["score", "rank"]].to_numpy().tolist() == [[0.0, 0]]
+    columns = scored["head_reading"].iloc[0].columns(list(router.pool))
+    for qid, own in scored.groupby("qid"):
+        query = own["query"].iloc[0]
+        vectors = np.stack(own["head_scores"])[:, columns].astype(float)
+        expected = standardised(vectors) @ router.logits(encode_queries(llm, [query], router.state)[query])
+        expected += first_stage_weight * standardised(own["score"].to_numpy())
+        mine = out[out["qid"] == qid]
+        np.testing.assert_allclose(mine["score"], expected, atol=1e-3)
+        assert mine["rank"].tolist() == (-mine["score"]).rank(method="first").sub(1).tolist()
+
+
+def test_heads_that_tell_nothing_add_nothing(llm, scored):
+    equal = scored["valid"].assign(head_scores=[np.full(16, 0.1, dtype=np.float32)] * len(VALID))
+    router = router_for(model_identity(llm), weighting="logit")
+    out = RouteHeadReranker(router, llm=llm)(equal)
+    assert out["score"].tolist() == [0.0] * len(VALID)
+    assert out["rank"].tolist() == VALID["rank"].tolist()
+    mixed = RouteHeadReranker(router, llm=llm, first_stage_weight=0.5)(equal)
+    np.testing.assert_allclose(mixed["score"], np.tile(0.5 * standardised(np.arange(7.0, 0, -1)), 5))
+
+
 def test_the_first_stage_is_added_as_standard_scores(llm, router):
     plain = RouteHeadReranker(router, llm=llm)(VALID)
     mixed = RouteHeadReranker(router, llm=llm, first_stage_weight=2.0)(VALID)
@@ -441,6 +479,105 @@ def test_lists_in_a_store_are_not_read_again(llm, router, tmp_path):
     AttentionHeadScorer(llm=llm, store=store)(VALID)
     reranker = RouteHeadReranker(router, llm=llm, store=store)
     assert passes(llm, lambda: same_ranking(reranker(VALID), expected, atol=1e-5)) == 0
+
+
+# Lists beyond the context
+
+
+LONG = frame(
+    {qid: [f"{WORDS[(3 * i + start) % 10]} {i} says {'x' * i}" for i in range(20)] for start, qid in enumerate("ab")},
+    {"a": "cats sleep", "b": "the moon is blue"},
+)
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """What is ranked in windows: the candidates' numbers and scores, window by window."""
+    seen = []
+
+    def slide(lengths, budget, rank):
+        def spy(numbers):
+            seen.append((list(numbers), rank(numbers)))
+            return seen[-1][1]
+
+        return slide_windows(lengths, budget, spy)
+
+    monkeypatch.setattr(rerank, "slide_windows", slide)
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # PyTerrier's own, raised again by pytest.warns
+@pytest.mark.parametrize("options", [{}, {"first_stage_weight": 0.7}, {"depth": 15}, {"batch_size": 2}], ids=str)
+@pytest.mark.parametrize(
+    "choice",
+    [{"most": 2}, {"weighting": "logit"}, {"evidence": True, "most": 1}, {"weighting": "logit", "evidence": True}],
+    ids=str,
+)
+def test_each_window_is_ranked_as_a_list_of_its_own(windows, options, choice):
+    llm = toy_llm(context=420)
+    router = router_for(model_identity(llm), **choice)
+    with pytest.warns(UserWarning, match="sliding windows"):
+        out = RouteHeadReranker(router, llm=llm, routed_heads=True, **options)(LONG)
+    assert out["docno"].tolist() == LONG["docno"].tolist()
+    depth = options.get("depth", 20)
+    behind = RouteHeadReranker(router, llm=llm, routed_heads=True, **options)
+    remaining, routed_by_window = list(windows), []
+    for qid in "ab":
+        list_, mine = LONG[LONG["qid"] == qid], out[out["qid"] == qid]
+        assert sorted(mine["rank"]) == list(range(20))
+        assert mine["score"].nunique() == 20
+        assert mine["rank"].iloc[depth:].tolist() == list(range(depth, 20))
+        numbers, routed, count = [], {}, 0
+        while 0 not in numbers:
+            numbers, scores = remaining.pop(0)
+            count += 1
+            window = list_.iloc[numbers].assign(rank=range(len(numbers)))
+            alone = behind(AttentionHeadScorer(llm=llm)(window))
+            np.testing.assert_allclose(scores, alone["score"], atol=1e-4)
+            routed |= dict(zip(alone["docno"], alone["routed_heads"], strict=True))
+            routed_by_window.append((qid, alone["routed_heads"].iloc[0]))
+        assert count > 2
+        np.testing.assert_allclose(mine["score"].iloc[numbers], scores, atol=1e-6)
+        # A row's heads are those of the last window that it was in.
+        assert mine["routed_heads"].tolist() == [routed.get(docno) for docno in mine["docno"]]
+        assert mine["routed_heads"].notna().sum() == depth
+    assert not remaining
+    # The query is the same in all windows, what the list tells is not.
+    by_evidence = choice.get("evidence", False) and "weighting" not in choice
+    assert (len(set(routed_by_window)) > 2) is by_evidence
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+@pytest.mark.parametrize("choice", [{}, {"weighting": "logit"}, {"evidence": True}], ids=str)
+def test_a_query_is_embedded_once_for_all_windows(windows, monkeypatch, choice):
+    embedded = []
+
+    def spy(llm, queries, *args):
+        embedded.extend(queries)
+        return encode_queries(llm, queries, *args)
+
+    monkeypatch.setattr(query_encoder, "encode_queries", spy)
+    llm = toy_llm(context=420)
+    with pytest.warns(UserWarning, match="sliding windows"):
+        RouteHeadReranker(router_for(model_identity(llm), **choice), llm=llm)(LONG)
+    assert len(windows) > 4
+    assert embedded == ["cats sleep", "the moon is blue"]
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+def test_windows_run_no_layer_above_the_deepest_routed_head(windows):
+    llm = toy_llm(context=420)
+    reranker = RouteHeadReranker(router_for(model_identity(llm), "0-1,1-2,2-0,3-3", most=1), llm=llm, routed_heads=True)
+    run, deepest = [], set()
+    for index, layer in enumerate(llm.model.layers):
+        layer.register_forward_pre_hook(lambda *_, index=index: run.append(index))
+    for query in ("cats sleep", "the moon is blue", "tea", "paris"):
+        run.clear()
+        with pytest.warns(UserWarning, match="sliding windows"):
+            (named,) = set(reranker(LONG[LONG["qid"] == "a"].assign(query=query))["routed_heads"])
+        assert max(run) == int(named[0].split("-")[0])
+        deepest.add(max(run))
+    assert len(deepest) > 1
 
 
 # The query's rows in the re-ranking pass
@@ -656,6 +793,59 @@ def test_depth_cuts_what_is_learnt_from(llm, scored):
     assert one.left_out_ == other.left_out_ > 0
 
 
+def test_depth_cuts_what_weights_are_learnt_from_and_what_they_rank(llm, scored):
+    options = {"llm": llm, "weighting": "logit", "first_stage_weight": 1.5, **SMALL}
+    train, valid = (scored[name][scored[name]["rank"] < 4] for name in ("train", "valid"))
+    one = RouteHeadReranker(depth=4, **options).fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
+    other = RouteHeadReranker(**options).fit(train, TRAIN_QRELS, valid, VALID_QRELS)
+    pd.testing.assert_frame_equal(one.report_, other.report_)
+    for name, array in one.router_.weights.items():
+        np.testing.assert_array_equal(array, other.router_.weights[name])
+    out, cut = one(scored["valid"]), other(valid)
+    ranked = out[out["docno"].isin(valid["docno"])]
+    assert ranked["score"].tolist() == cut["score"].tolist()
+    assert ranked["rank"].tolist() == cut["rank"].tolist()
+    for _, own in out.groupby("qid"):
+        assert own["rank"].iloc[4:].tolist() == [4, 5, 6]
+    found = VALID_QRELS[VALID_QRELS["docno"].isin(valid["docno"])]
+    evaluated = pt.Evaluate(cut[cut["qid"].isin(found["qid"])], found, metrics=[pt.measures.nDCG @ 10])
+    assert evaluated["nDCG@10"] == pytest.approx(one.router_.report["held-out nDCG@10"], abs=1e-6)
+
+
+@pytest.mark.parametrize("inp", ["text", "vectors"])
+def test_weights_keep_to_the_layers_wanted(llm, scored, inp):
+    reranker = RouteHeadReranker(llm=llm, weighting="logit", max_layer=0.5, layer=0, routed_heads=True, **SMALL)
+    train, valid = (TRAIN, VALID) if inp == "text" else (scored["train"], scored["valid"])
+    reranker.fit(train, TRAIN_QRELS, valid, VALID_QRELS)
+    assert {head.layer for head in reranker.router_.pool} == {0, 1}
+    run = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, index=index: run.append(index))
+        for index, layer in enumerate(llm.model.layers)
+    ]
+    try:
+        out = reranker(VALID)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert max(run) == 1
+    assert set(out["routed_heads"]) == {tuple(map(str, reranker.router_.pool))}
+    same_ranking(out, reranker(scored["valid"]), atol=1e-4)
+
+
+def test_fit_again_with_another_weighting_starts_anew(llm, fitted, scored):
+    reranker = RouteHeadReranker(llm=llm, **SMALL)
+    found = []
+    for weighting in ("logit", "even", "logit"):
+        reranker.weighting = weighting
+        reranker.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
+        assert reranker.router_.selection.weighting == weighting
+        found.append(reranker(scored["valid"]))
+    pd.testing.assert_frame_equal(found[0], found[2])
+    pd.testing.assert_frame_equal(found[1], fitted(scored["valid"]))
+    assert found[0]["score"].tolist() != found[1]["score"].tolist()
+
+
 @pytest.mark.parametrize("inp", ["text", "vectors"])
 def test_a_router_with_evidence_is_learnt(llm, scored, inp):
     train, valid = (TRAIN, VALID) if inp == "text" else (scored["train"], scored["valid"])
@@ -692,6 +882,25 @@ def test_a_saved_router_ranks_the_same(fitted, scored, llm, tmp_path):
         assert out["score"].tolist() == expected["score"].tolist()
         assert out["rank"].tolist() == expected["rank"].tolist()
         same_ranking(reranker(VALID), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"evidence": True}, {"depth": 5, "first_stage_weight": 2.0}], ids=str)
+def test_saved_weights_rank_the_same(scored, llm, tmp_path, options):
+    fitted = RouteHeadReranker(llm=llm, weighting="logit", **options, **SMALL)
+    fitted.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
+    expected = fitted(scored["valid"])
+    loaded = fitted.router_.save(tmp_path / "router")
+    assert loaded.selection == fitted.router_.selection
+    ranking = {name: value for name, value in options.items() if name != "evidence"}
+    thawed = pickle.loads(pickle.dumps(fitted))
+    thawed.llm = llm
+    for reranker in (RouteHeadReranker(loaded, llm=llm, **ranking), thawed, copy.deepcopy(fitted)):
+        out = reranker(scored["valid"])
+        assert out["score"].tolist() == expected["score"].tolist()
+        assert out["rank"].tolist() == expected["rank"].tolist()
+        same_ranking(reranker(VALID), expected, atol=1e-3 * np.ptp(expected["score"]))
+    even = RouteHeadReranker(loaded.with_selection(Selection()), llm=llm, **ranking)(scored["valid"])
+    assert even["rank"].tolist() != expected["rank"].tolist()
 
 
 def test_without_llm_a_router_brings_its_model(router, llm, tmp_path):

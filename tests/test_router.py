@@ -548,6 +548,31 @@ def test_without_epochs_a_router_follows_the_labels_frequencies():
 # Logits as weights, trained on the ranking
 
 
+@pytest.mark.parametrize("evidence", [False, True])
+def test_logits_are_weights_whatever_else_is_chosen_by(evidence):
+    state, told = some_inputs()
+    told = told if evidence else None
+    for choice in ({}, {"threshold": 1.0, "most": 1}, {"unsure": 1.0}, {"static_heads": 2}):
+        router = some_router(evidence, weighting="logit", **choice)
+        assert router.standardises
+        weights = router.route(state, told)
+        np.testing.assert_array_equal(weights, router.logits(state, told))
+        np.testing.assert_allclose(1 / (1 + np.exp(-weights)), router.probabilities(state, told), atol=1e-12)
+        assert weights.min() < 0
+    even = router.with_selection(Selection())
+    assert not even.standardises
+    assert set(even.route(state, told)) <= {0.0, 1.0}
+    np.testing.assert_array_equal(even.with_selection(router.selection).route(state, told), weights)
+
+
+def test_saved_weights_are_the_same(tmp_path):
+    router = some_router(evidence=True, weighting="logit", most=2)
+    loaded = router.save(tmp_path / "router")
+    assert loaded.standardises
+    same_routers(loaded, router)
+    np.testing.assert_array_equal(loaded.route(*some_inputs()), router.route(*some_inputs()))
+
+
 LOGITS = Selection(weighting="logit")
 ON_RANKING = TrainingSettings(epochs=40, learning_rate=1e-2, **FOR_LOGITS | {"query_ridge": 0.0, "weight_decay": 0.0})
 
@@ -610,6 +635,26 @@ def test_weights_are_learnt_beside_the_first_stages_score():
         quality = ndcg(lists.lists, (by_heads + lists.first_stage)[..., None])[:, 0].mean()
         assert quality == pytest.approx(report["held-out nDCG@10"].max(), abs=1e-6)
     assert sums[0.0] > 2 * sums[4.0]  # next to a first stage that says nothing, heads weigh more
+
+
+def test_evidence_is_weighed_beside_the_first_stages_score():
+    def told(seed):
+        data = signed_lists(seed)
+        generator = np.random.default_rng(seed + 100)
+        evidence = generator.normal(size=(len(data.states), 8, 4))
+        evidence[:, :, 2] += 3 * np.einsum("qdh,qd->qh", data.lists.standardised().scores, data.lists.gains)
+        first = 3 * data.lists.gains + generator.normal(size=data.lists.gains.shape)
+        return replace(data, evidence=evidence, first_stage=standardised_lists(first, data.lists.there))
+
+    data, test = told(0), told(1)
+    weights, report = train(data, test, LOGITS, ON_RANKING)
+    assert abs(weights["evidence_weights"][2]) > 3 * np.abs(weights["evidence_weights"][[0, 1, 3]]).max()
+    router = HeadRouter.of(POOL, weights, state=QueryState(0), selection=LOGITS)
+    routed = np.stack([router.route(*own) for own in zip(test.states, test.evidence, strict=True)])
+    by_heads = np.einsum("qdh,qh->qd", test.lists.standardised().scores, routed)
+    quality = ndcg(test.lists, (by_heads + test.first_stage)[..., None])[:, 0].mean()
+    assert quality == pytest.approx(report["held-out nDCG@10"].max(), abs=1e-6)
+    assert quality > ndcg(test.lists, test.first_stage[..., None])[:, 0].mean() + 0.02
 
 
 def test_ridge_keeps_what_the_query_adds_small():

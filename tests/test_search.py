@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_routehead.search import JudgedLists, log_probability, ndcg, objective, search_sets
+from pyterrier_routehead.frames import standardised
+from pyterrier_routehead.search import (
+    JudgedLists,
+    log_probability,
+    ndcg,
+    objective,
+    search_sets,
+    standardised_lists,
+)
 
 
 def random_lists(seed, count, heads, documents=(3, 14), relevant=0.3):
@@ -151,6 +159,23 @@ def test_lists_are_padded_to_the_longest():
     assert len(lists) == 2
     part = lists[np.array([1])].heads(np.array([2, 0]))
     assert part.scores.shape == (1, 4, 2)
+
+
+def test_lists_are_standardised_as_a_re_ranker_standardises_one():
+    scores, labels = random_lists(12, 20, 5)
+    scores[0][:, 1] = 0.1  # its sum is not exact
+    scores[1], labels[1] = scores[1][:1], labels[1][:1]
+    lists = JudgedLists.of(scores, labels)
+    whole = lists.standardised()
+    for i, own in enumerate(scores):
+        np.testing.assert_allclose(whole.scores[i, : len(own)], standardised(own), atol=1e-9)
+        assert not whole.scores[i, len(own) :].any()
+    assert not whole.scores[0, :, 1].any()
+    assert not whole.scores[1].any()
+    np.testing.assert_allclose((whole.scores[2:] ** 2).sum(axis=1), np.tile(lists.there[2:].sum(axis=1), (5, 1)).T)
+    assert whole.gains is lists.gains
+    assert whole.there is lists.there
+    np.testing.assert_array_equal(standardised_lists(lists.scores[..., 0], lists.there), whole.scores[..., 0])
 
 
 # Sets
