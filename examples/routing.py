@@ -53,9 +53,14 @@ TEMPERATURES = [0.1, 0.01, 0.001]
 SEEDS = (0, 1, 2)
 WEIGHTS = {"": 0.0, " + BM25": 1.0}
 WHOLE_POOL = {"weighting": "logit", "pool_size": 10_000}
+BY_UTILITY = {
+    "labels": "utility", "min_heads": 8,
+    "training": {"start": "ridge", "balance": 1.0, "sparsity": 0.0, "learning_rate": 3e-4},
+}
 ROUTED = {
     "RouteHead, searched labels": {"labels": "search"},
     "RouteHead": {},
+    "RouteHead, utility labels": BY_UTILITY,
     "RouteHead, evidence": {"evidence": True},
     "RouteHead, logits": WHOLE_POOL,
     "RouteHead, logits, evidence": {**WHOLE_POOL, "evidence": True},

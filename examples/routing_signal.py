@@ -26,7 +26,8 @@ from pyterrier_routehead.labels import (
 )
 from pyterrier_routehead.query_encoder import QueryState, embed_query
 from pyterrier_routehead.search import JudgedLists, ndcg, search_sets
-from routing import RESULTS, SEEDS, WHOLE_POOL, quality
+from pyterrier_routehead.training import ridge_regression
+from routing import BY_UTILITY, RESULTS, SEEDS, WHOLE_POOL, quality
 from testbed import COLLECTIONS, experiment_arguments, opened, read_judged, scorer, together
 
 POOL, MOST = 64, 8
@@ -35,7 +36,12 @@ LAYERS = (0, 5, 10, 15, 20, 25, 29)
 SIZES = (100, 200, 400)
 ABLATIONS = {
     "as it is": {},
-    **{f"labels={name!r}": {"labels": name} for name in RECIPES if name != "shrunk"},
+    **{f"labels={name!r}": {"labels": name} for name in ("search", "search+prior")},
+    "labels='utility', ridge": BY_UTILITY,
+    "labels='utility', ridge, 4 heads": {**BY_UTILITY, "min_heads": 4, "max_heads": 4},
+    "labels='utility', no ridge": {**BY_UTILITY, "training": {**BY_UTILITY["training"], "start": "frequency"}},
+    "labels='utility', no query": {
+        **BY_UTILITY, "training": {**BY_UTILITY["training"], "start": "frequency", "epochs": 0}},
     "labels='search', without exchange": {"labels": lambda lists, most: _without_exchange(lists, most)},
     "sparsity 0": {"training": {"sparsity": 0.0}},
     "sparsity 1": {"training": {"sparsity": 1.0}},
@@ -146,21 +152,13 @@ def foretelling(llm: FrozenLLM, parts: dict[str, tuple[tuple, tuple]]) -> pd.Dat
             x, test_x = (np.stack([embed_query(llm, query, state) for query in own]) for own in (queries, test_queries))
             centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
             x, test_x = (x - centre) / scale, (test_x - centre) / scale
-            found = _correlation(_ridge(x, wanted, test_x), real)
-            chance = [_correlation(_ridge(x, wanted[rng.permutation(len(x))], test_x), real) for _ in range(20)]
+            found = _correlation(test_x @ ridge_regression(x, wanted), real)
+            chance = [
+                _correlation(test_x @ ridge_regression(x, wanted[rng.permutation(len(x))]), real) for _ in range(20)
+            ]
             rows.append({"queries of": name, "training lists": len(x), "layer": state.layer, "pooling": state.pooling,
                          "correlation": found, "shuffled queries, 95th percentile": np.percentile(chance, 95)})
     return pd.DataFrame(rows)
-
-
-def _ridge(x: np.ndarray, y: np.ndarray, test_x: np.ndarray) -> np.ndarray:
-    left, singular, right = np.linalg.svd(x, full_matrices=False)
-    projected, best = left.T @ y, (np.inf, None)
-    for penalty in np.geomspace(1, 1e6, 13) * len(x):
-        shrink = singular**2 / (singular**2 + penalty)
-        error = ((y - left @ (shrink[:, None] * projected)) ** 2).mean() / (1 - shrink.sum() / len(x)) ** 2
-        best = min(best, (error, penalty), key=lambda pair: pair[0])
-    return test_x @ (right.T @ ((singular / (singular**2 + best[1]))[:, None] * projected))
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -171,7 +169,7 @@ def frequency(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
     """The router's guesses on validation queries against those of the labels' frequency alone."""
     lists, _, queries = judged_lists(*valid)
     rows = []
-    for recipe in RECIPES:
+    for recipe in ("search", "search+prior", "shrunk"):  # the recipes whose labels are sets
         fitted = RouteHeadReranker(llm=llm, labels=recipe).fit(*train)
         router, order = fitted.router_, [head.layer * 9 + head.head for head in fitted.router_.pool]
         labels = make_labels(recipe, lists.heads(np.array(order)), MOST).targets
@@ -211,6 +209,7 @@ def learning_curve(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
     systems = {
         "single-head nDCG, 8 heads": lambda seed: QRHeadReranker(k=8, criterion="ndcg@10"),
         "RouteHead": lambda seed: RouteHeadReranker(llm=llm, seed=seed),
+        "RouteHead, utility labels": lambda seed: RouteHeadReranker(llm=llm, seed=seed, **BY_UTILITY),
         "RouteHead, logits": lambda seed: RouteHeadReranker(llm=llm, seed=seed, **WHOLE_POOL),
         "weights without routing": lambda seed: RouteHeadReranker(
             llm=llm, seed=seed, **WHOLE_POOL, training={"query_ridge": 1e6}),

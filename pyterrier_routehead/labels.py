@@ -73,6 +73,17 @@ def shrunk(lists: JudgedLists, most: int) -> np.ndarray:
     return targets
 
 
+def by_utility(lists: JudgedLists, most: int) -> np.ndarray:
+    """Soft labels: each head's utility on a list, less the list's mean over the heads, through a sigmoid.
+
+    No head is in or out: a router that learns these and takes the ``most`` likely heads follows a head's expected
+    utility. Use it with ``min_heads`` equal to ``max_heads``.
+    """
+    utility = head_utility(lists)
+    centred = utility - utility.mean(axis=1, keepdims=True)
+    return 0.5 + 0.5 * np.tanh(0.5 * centred / (centred.std() or 1.0))
+
+
 def static(lists: JudgedLists, most: int) -> np.ndarray:
     """The same heads for every query, those with the highest mean utility: what any other recipe must beat."""
     targets = np.zeros(lists.scores.shape[::2])
@@ -84,6 +95,7 @@ RECIPES: dict[str, Recipe] = {
     "search": searched,
     "search+prior": searched_towards_prior,
     "shrunk": shrunk,
+    "utility": by_utility,
 }
 """Label recipes by name."""
 

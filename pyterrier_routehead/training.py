@@ -38,9 +38,13 @@ class TrainingSettings:
             labels.
         query_ridge: the same for what the query alone adds to the logits; a few hundred training queries say little
             about it.
+        start: ``"frequency"``: the first epoch starts from how often each head is labelled; ``"ridge"``: from a ridge
+            regression of the labels' log-odds on the query embedding, its penalty by generalised cross-validation (an
+            extension of ours: where little is known of the query's part, it is kept small).
         seed: of the weights, the order of queries and dropout.
     """
 
+    start: str = "frequency"
     size: int = 32
     dropout: float = 0.1
     learning_rate: float = 3e-3
@@ -56,6 +60,10 @@ class TrainingSettings:
     ridge: float = 0.0
     query_ridge: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.start not in ("frequency", "ridge"):
+            raise ValueError(f"start is 'frequency' or 'ridge', got {self.start!r}")
 
 
 FOR_LOGITS = {"labels": 0.0, "sparsity": 0.0, "ranking": 1.0, "ridge": 0.5, "query_ridge": 300.0, "weight_decay": 0.0}
@@ -94,12 +102,29 @@ class _Router(nn.Module):
         rate = np.clip(data.targets.mean(axis=0), 0.01, 0.99)
         start = np.zeros(heads) if as_weights else np.log(rate / (1 - rate))
         self.bias = nn.Parameter(torch.tensor(start, dtype=torch.float32))
+        if settings.start == "ridge":
+            self._start_from_ridge(data)
         self.dropout = nn.Dropout(settings.dropout)
         if data.evidence is not None:
             flat = data.evidence.reshape(-1, data.evidence.shape[-1])
             self.register_buffer("evidence_mean", torch.tensor(flat.mean(axis=0), dtype=torch.float32))
             self.register_buffer("evidence_deviation", torch.tensor(flat.std(axis=0) + 1e-6, dtype=torch.float32))
             self.evidence_weights = nn.Parameter(torch.zeros(flat.shape[1]))
+
+    def _start_from_ridge(self, data: RoutingData) -> None:
+        shares = np.clip(data.targets, 0.02, 0.98)
+        wanted = np.log(shares / (1 - shares))
+        states = (data.states - self.mean.numpy()) / self.deviation.numpy()
+        left, spread, right = np.linalg.svd(
+            ridge_regression(states, wanted - wanted.mean(axis=0)), full_matrices=False
+        )
+        size = self.projection.shape[1]
+        rank, root = min(size, len(spread)), np.sqrt(spread[:size])
+        with torch.no_grad():
+            self.bias.copy_(torch.tensor(wanted.mean(axis=0)))
+            self.projection[:, :rank] = torch.tensor(left[:, :rank] * root * size**0.5)
+            self.head_embeddings[:, :rank] = torch.tensor(right[:rank].T * root)
+            self.head_embeddings[:, rank:] = 0
 
     def forward(self, states: torch.Tensor, evidence: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits, and what the query alone adds to them: both [queries, heads]."""
@@ -116,6 +141,21 @@ class _Router(nn.Module):
         for name in {"head_embeddings", "bias", "evidence_weights"} & arrays.keys():
             arrays[name] /= sharpness
         return arrays
+
+
+def ridge_regression(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Coefficients [columns of x, columns of y] that predict centred y from centred x, the penalty chosen by GCV.
+
+    Generalised cross-validation (Golub, Heath and Wahba, 1979) over penalties from 1 to 10^6 a row.
+    """
+    left, spread, right = np.linalg.svd(x, full_matrices=False)
+    told = left.T @ y
+    best = np.inf, None
+    for penalty in np.geomspace(1, 1e6, 13) * len(x):
+        kept = spread**2 / (spread**2 + penalty)
+        error = ((y - left @ (kept[:, None] * told)) ** 2).mean() / (1 - kept.sum() / len(x)) ** 2
+        best = min(best, (error, penalty), key=lambda pair: pair[0])
+    return right.T @ ((spread / (spread**2 + best[1]))[:, None] * told)
 
 
 def train(

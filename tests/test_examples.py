@@ -131,16 +131,6 @@ def test_shuffled_judgements_leave_nothing_to_learn(signal):
     assert alone[0] > alone[1] + 0.5
 
 
-def test_a_rule_in_the_queries_is_foretold_and_chance_is_not(signal):
-    generator = np.random.default_rng(0)
-    x, test_x = generator.normal(size=(300, 40)), generator.normal(size=(200, 40))
-    rule = generator.normal(size=(40, 6))
-    told = signal._ridge(x, x @ rule + generator.normal(size=(300, 6)), test_x)
-    assert signal._correlation(told, test_x @ rule) > 0.9
-    noise = signal._ridge(x, generator.normal(size=(300, 6)), test_x)
-    assert abs(signal._correlation(noise, generator.normal(size=(200, 6)))) < 0.15
-
-
 def test_the_mean_over_collections_has_an_interval_drawn_within_each(signal):
     import routing
 

@@ -44,10 +44,10 @@ COMMON, _ = some_lists(2, good=[7, 3])
 
 
 def test_the_recipes_have_names():
-    assert list(RECIPES) == ["search", "search+prior", "shrunk"]
+    assert list(RECIPES) == ["search", "search+prior", "shrunk", "utility"]
 
 
-@NAMES
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "utility"] + [static], ids=str)
 @pytest.mark.parametrize("most", [1, 3, 12])
 def test_labels_are_one_number_a_head_with_at_most_so_many_heads(recipe, most):
     lists = SPECIFIC[np.arange(10)]
@@ -84,6 +84,16 @@ def test_static_labels_are_the_heads_with_the_highest_mean_utility():
     targets = make_labels(static, COMMON, 2).targets
     assert (targets == targets[0]).all()
     assert set(np.flatnonzero(targets[0])) == {3, 7}
+
+
+def test_labels_by_utility_are_soft_and_in_the_order_of_utility():
+    targets = make_labels("utility", SPECIFIC, 2).targets
+    assert ((targets > 0) & (targets < 1)).all()
+    utility = head_utility(SPECIFIC)
+    np.testing.assert_array_equal(np.argsort(targets, axis=1), np.argsort(utility, axis=1))
+    # A list's difficulty, which all of its heads share, is no reason to prefer any of them.
+    centred = utility - utility.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.log(targets / (1 - targets)), centred / centred.std(), atol=1e-9)
 
 
 def test_the_prior_makes_labels_more_alike():

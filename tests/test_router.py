@@ -19,7 +19,7 @@ from pyterrier_routehead.query_encoder import QueryState
 from pyterrier_routehead.reading import ModelIdentity
 from pyterrier_routehead.router import EVIDENCE_NAMES, WEIGHT_NAMES, choose
 from pyterrier_routehead.search import JudgedLists, ndcg, standardised_lists
-from pyterrier_routehead.training import FOR_LOGITS, RoutingData, TrainingSettings, _Router, train
+from pyterrier_routehead.training import FOR_LOGITS, RoutingData, TrainingSettings, _Router, ridge_regression, train
 
 MODEL = ModelIdentity("no/such-model", ("aa", "bb", "cc", "dd"), 4, 4)
 HIDDEN, SIZE = 5, 2
@@ -550,7 +550,7 @@ def test_without_epochs_a_router_follows_the_labels_frequencies():
 
 @pytest.mark.parametrize("evidence", [False, True])
 def test_logits_are_weights_whatever_else_is_chosen_by(evidence):
-    state, told = some_inputs()
+    state, told = some_inputs(3)
     told = told if evidence else None
     for choice in ({}, {"threshold": 1.0, "most": 1}, {"unsure": 1.0}, {"static_heads": 2}):
         router = some_router(evidence, weighting="logit", **choice)
@@ -642,8 +642,8 @@ def test_evidence_is_weighed_beside_the_first_stages_score():
         data = signed_lists(seed)
         generator = np.random.default_rng(seed + 100)
         evidence = generator.normal(size=(len(data.states), 8, 4))
-        evidence[:, :, 2] += 3 * np.einsum("qdh,qd->qh", data.lists.standardised().scores, data.lists.gains)
-        first = 3 * data.lists.gains + generator.normal(size=data.lists.gains.shape)
+        evidence[:, :, 2] += 0.3 * np.einsum("qdh,qd->qh", data.lists.standardised().scores, data.lists.gains)
+        first = 4 * data.lists.gains + generator.normal(size=data.lists.gains.shape)
         return replace(data, evidence=evidence, first_stage=standardised_lists(first, data.lists.there))
 
     data, test = told(0), told(1)
@@ -654,7 +654,7 @@ def test_evidence_is_weighed_beside_the_first_stages_score():
     by_heads = np.einsum("qdh,qh->qd", test.lists.standardised().scores, routed)
     quality = ndcg(test.lists, (by_heads + test.first_stage)[..., None])[:, 0].mean()
     assert quality == pytest.approx(report["held-out nDCG@10"].max(), abs=1e-6)
-    assert quality > ndcg(test.lists, test.first_stage[..., None])[:, 0].mean() + 0.02
+    assert quality > ndcg(test.lists, test.first_stage[..., None])[:, 0].mean() + 0.002
 
 
 def test_ridge_keeps_what_the_query_adds_small():
@@ -678,3 +678,54 @@ def test_padding_has_no_part_in_the_ranking_loss():
         one, _ = train(data, signed_lists(1), selection, settings)
         other, _ = train(replace(data, lists=padded), signed_lists(1), selection, settings)
         np.testing.assert_allclose(one["bias"], other["bias"], atol=1e-5)
+
+
+# From a ridge regression
+
+
+def test_the_ridge_regression_is_the_textbooks_with_the_penalty_of_the_least_gcv():
+    generator = np.random.default_rng(0)
+    x, rule = generator.normal(size=(60, 30)), generator.normal(size=(30, 4))
+    x, y = x - x.mean(axis=0), x @ rule + 3 * generator.normal(size=(60, 4))
+    y = y - y.mean(axis=0)
+
+    def solved(penalty):
+        return np.linalg.solve(x.T @ x + penalty * np.eye(30), x.T @ y)
+
+    def gcv(penalty):
+        hat = x @ np.linalg.solve(x.T @ x + penalty * np.eye(30), x.T)
+        return ((y - hat @ y) ** 2).mean() / (1 - np.trace(hat) / 60) ** 2
+
+    best = min(np.geomspace(1, 1e6, 13) * 60, key=gcv)
+    np.testing.assert_allclose(ridge_regression(x, y), solved(best), atol=1e-8)
+    noise = ridge_regression(x, generator.normal(size=(60, 4)))
+    assert np.abs(noise).max() < 0.2 * np.abs(ridge_regression(x, y)).max()
+
+
+@pytest.mark.parametrize("size", [2, 32])
+def test_a_router_can_start_from_the_ridge_regression(size):
+    settings = TrainingSettings(start="ridge", epochs=0, size=size)
+    data = with_labels(planted(0, 300), "utility")
+    weights, report = train(data, VALID, LEARNT, settings)
+    assert len(report) == 1
+    router = HeadRouter.of(POOL, weights, state=QueryState(0), selection=LEARNT)
+    log_odds = np.log(data.targets / (1 - data.targets))
+    states = (data.states - weights["mean"]) / weights["deviation"]
+    expected = states @ ridge_regression(states, log_odds - log_odds.mean(axis=0)) + log_odds.mean(axis=0)
+    told = np.stack([router.logits(state) for state in data.states])
+    if size == 32:
+        np.testing.assert_allclose(told, expected, atol=1e-3)
+    else:  # the best of that rank
+        assert 0.5 < np.corrcoef(told.ravel(), expected.ravel())[0, 1] < 0.99999
+    assert np.isfinite(told).all()
+
+
+def test_a_planted_rule_is_learnt_from_the_ridge_regression():
+    data = with_labels(planted(0, 300), "utility")
+    weights, _ = train(data, VALID, LEARNT, replace(FAST, start="ridge", balance=1.0))
+    assert routed(weights, TEST).mean() > best_static(TRAIN, TEST).mean() + 0.3
+
+
+def test_how_training_starts_is_one_of_two():
+    with pytest.raises(ValueError, match="start is 'frequency' or 'ridge', got 'warm'"):
+        TrainingSettings(start="warm")
