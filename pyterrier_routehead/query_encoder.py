@@ -69,7 +69,8 @@ def encode_queries(
         this_pass = QueryPass(start + own, slice(len(start), None), [state.layer])
         llm.forward(this_pass)
         hidden = this_pass.hidden[state.layer]
-        found[query] = (hidden.mean(dim=0) if state.pooling == "mean" else hidden[-1]).cpu().numpy()
+        # A copy: a view of the last token would keep all of them.
+        found[query] = (hidden.mean(dim=0) if state.pooling == "mean" else hidden[-1].clone()).cpu().numpy()
     return found
 
 

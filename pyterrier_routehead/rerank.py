@@ -261,10 +261,11 @@ class StaticHeadReranker(pt.Transformer):
         heads: HeadsLike | HeadSet,
         settings: ReadingSettings,
     ) -> Iterator[np.ndarray]:
-        reader = self._reader(heads, settings)
+        whole = self._reader(heads, settings)
         warned = False
         for start in range(0, len(lists), self.batch_size):
             batch = lists[start : start + self.batch_size]
+            reader = self._batch_reader(inp, batch, whole)
             texts = [candidate_texts(inp, own, self.depth, self.text_field, self.title_field) for own in batch]
             prompts = [reader.prompt(candidates) for candidates in texts]
             too_long = [reader.overflows(prompt) for prompt in prompts]
@@ -285,6 +286,10 @@ class StaticHeadReranker(pt.Transformer):
                         stacklevel=4,
                     )
                 yield self._slide(inp, rows, candidates, prompt, reader)
+
+    def _batch_reader(self, inp: pd.DataFrame, batch: Sequence[CandidateRows], reader: ListReader) -> ListReader:
+        """What reads a batch; subclasses may read fewer heads."""
+        return reader
 
     def _rank_read(
         self, inp: pd.DataFrame, candidates: CandidateRows, scores: "ListScores", reader: ListReader

@@ -1,6 +1,7 @@
 """`RouteHeadReranker`: chooses, for every query, the heads that suit it (RouteHead, arXiv 2604.24608)."""
 
 import numbers
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from .judged import FittedReranker, JudgedList
 from .labels import RECIPES, Recipe, make_labels
 from .llm import FrozenLLM
 from .query_encoder import QueryState, embed_query
-from .reader import model_identity
+from .reader import ListReader, model_identity
 from .reading import ModelIdentity, Reading, ReadingSettings
 from .router import HeadRouter, Selection
 from .search import JudgedLists
@@ -145,7 +146,6 @@ class RouteHeadReranker(FittedReranker):
         self._query_llm: FrozenLLM | None = None
         self._attention = document_attention  # of what is being ranked
         self._learning = False
-        self._read_layers: tuple[int, ...] = ()
         self._routes: dict[int, tuple[str, ...]] = {}
         super().__init__(
             None,
@@ -175,9 +175,10 @@ class RouteHeadReranker(FittedReranker):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Route each query and rank anew; see the class."""
         self._routes, self._attention = {}, self.document_attention
-        if self._attention is None and "head_reading" in inp.columns and len(inp):
-            reading = inp["head_reading"].iloc[0]
-            self._attention = reading.settings.document_attention if isinstance(reading, Reading) else None
+        if self._attention is None and {"head_scores", "head_reading"} <= set(inp.columns):
+            reading = next((one for one in inp["head_reading"] if isinstance(one, Reading)), None)
+            self._attention = None if reading is None else reading.settings.document_attention
+        self._check_first_stage_weight()
         out = super().transform(inp)
         if not self.routed_heads:
             return out
@@ -191,8 +192,23 @@ class RouteHeadReranker(FittedReranker):
         if self.router is not None:
             return self.router
         if fitted := getattr(self, "router_", None):
+            if (fitted.selection.weighting == "logit") != (self.weighting == "logit"):
+                raise ValueError(
+                    f"the router was fitted with weighting={fitted.selection.weighting!r}; with {self.weighting!r} its "
+                    "logits mean something else: fit again"
+                )
             return fitted.with_selection(self._selection())
         return shipped_router(self._attention or "listwise") if self._uses_shipped() else None
+
+    def _check_first_stage_weight(self) -> None:
+        router = self._active()
+        learnt_with = 0.0 if router is None else router.report.get("first stage's weight", self.first_stage_weight)
+        if router is not None and router.standardises and learnt_with != self.first_stage_weight:
+            warnings.warn(
+                f"the router's weights were learnt for first_stage_weight={learnt_with:g}, not "
+                f"{self.first_stage_weight:g}",
+                stacklevel=3,
+            )
 
     def _uses_shipped(self) -> bool:
         if self.router is not None or hasattr(self, "router_") or self._learning:
@@ -214,6 +230,8 @@ class RouteHeadReranker(FittedReranker):
             if not isinstance(number, numbers.Integral) or isinstance(number, bool) or number < 1:
                 raise ValueError(f"{name} is a number of heads from 1, got {number!r}")
         self._selection()
+        if self.layer is not None and self.layer < 0:
+            raise ValueError(f"layer is the number of a layer, from 0, got {self.layer!r}")
         if isinstance(self.labels, str) and self.labels not in RECIPES:
             raise ValueError(f"there is no label recipe {self.labels!r}; known: {', '.join(RECIPES)}")
         if not 0 < self.hold_out < 1:
@@ -252,16 +270,18 @@ class RouteHeadReranker(FittedReranker):
                 f"AttentionHeadScorer(hidden_layers=[{router.state.layer}])"
             )
         self._query_llm = None
+        yield from super()._read_text(inp, lists, heads, settings)
+
+    def _batch_reader(self, inp: pd.DataFrame, batch: Sequence[CandidateRows], reader: ListReader) -> ListReader:
+        router = self._active()
         if router.uses_evidence:
-            yield from super()._read_text(inp, lists, heads, settings)
-            return
-        llm = self._reader(heads, settings).llm
-        for start in range(0, len(lists), self.batch_size):
-            batch = lists[start : start + self.batch_size]
-            weights = [router.route(embed_query(llm, query_text(inp, own), router.state)) for own in batch]
-            needed = np.any(np.stack(weights) != 0, axis=0)
-            chosen = heads.subset([head for head, one in zip(heads, needed, strict=True) if one])
-            yield from super()._read_text(inp, batch, chosen, settings)
+            return reader
+        weights = [router.route(embed_query(reader.llm, query_text(inp, own), router.state)) for own in batch]
+        needed = np.any(np.stack(weights) != 0, axis=0)
+        if not needed.any():
+            needed[0] = True  # something must be read, if only to weigh nothing
+        chosen = [head for head, one in zip(router.pool, needed, strict=True) if one]
+        return ListReader(reader.llm, chosen, reader.settings, store=reader.store)
 
     def _columns(self, reading: Reading, heads: HeadSet) -> list[int]:
         columns = super()._columns(reading, heads)
@@ -290,7 +310,6 @@ class RouteHeadReranker(FittedReranker):
 
     def _ready(self, reading: Reading) -> None:
         """Have a model to embed queries for head scores of some reading."""
-        self._read_layers = reading.hidden_layers
         state = self._wanted_state(reading.model) if self._active() is None else self._active().state
         if state.source == "tail":
             if state.layer not in reading.hidden_layers:
@@ -308,8 +327,8 @@ class RouteHeadReranker(FittedReranker):
 
     def _state(self, inp: pd.DataFrame, candidates: CandidateRows, state: QueryState) -> np.ndarray:
         if state.source == "tail":
-            hidden = inp["hidden_state"].iloc[candidates.rows[0]]
-            return np.asarray(hidden)[self._read_layers.index(state.layer)]
+            hidden, reading = (inp[name].iloc[candidates.rows[0]] for name in ("hidden_state", "head_reading"))
+            return np.asarray(hidden)[reading.hidden_layers.index(state.layer)]
         llm = self._query_llm if self._query_llm is not None else self._backbone
         return embed_query(llm, query_text(inp, candidates), state)
 
@@ -327,6 +346,9 @@ class RouteHeadReranker(FittedReranker):
             first = first_stage_scores(frame, one.candidates, len(one.labels))
             own[: len(first)] = self.first_stage_weight * standardised(first)
         return added
+
+    def _labels_name(self) -> str:
+        return self.labels if isinstance(self.labels, str) else getattr(self.labels, "__name__", "own")
 
     # Learning
 
@@ -353,7 +375,8 @@ class RouteHeadReranker(FittedReranker):
         """
         if self.router is not None:
             raise ValueError("RouteHeadReranker was given a router: leave it out to train one")
-        self.__dict__.pop("router_", None)
+        for name in ("router_", "labels_", "left_out_", "report_"):
+            self.__dict__.pop(name, None)
         self._learning = True
         try:
             return self._learn(topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va)
@@ -375,7 +398,8 @@ class RouteHeadReranker(FittedReranker):
         )
         if (topics_or_res_va is None) != (qrels_va is None):
             raise ValueError("validation queries need both candidates and qrels")
-        if self.source == "tail" and not self._has_vectors(topics_or_res_tr):
+        frames = [frame for frame in (topics_or_res_tr, topics_or_res_va) if frame is not None]
+        if self.source == "tail" and not all(map(self._has_vectors, frames)):
             raise ValueError("source='tail' needs the column 'hidden_state': fit behind an AttentionHeadScorer")
         criterion = get_criterion("ndcg@10")
         reading, lists = self._judged(topics_or_res_tr, qrels_tr, [criterion], None)
@@ -392,6 +416,8 @@ class RouteHeadReranker(FittedReranker):
             other, held = self._judged(topics_or_res_va, qrels_va, [criterion], None)
             if other.heads != reading.heads or not other.same_but_heads(reading):
                 raise ValueError("the validation lists were read otherwise than the training lists")
+            if self._has_vectors(topics_or_res_va):
+                self._ready(other)
         if len(lists) < 2:
             raise ValueError(f"{len(lists)} training lists tell something about heads: too few to learn from")
         state = self._wanted_state(reading.model)
@@ -420,7 +446,8 @@ class RouteHeadReranker(FittedReranker):
         weights, self.report_ = train(replace(data, targets=labels.targets), held_out, self._selection(), settings)
         best = self.report_["held-out nDCG@10"].idxmax()
         said = {
-            "labels": self.labels if isinstance(self.labels, str) else getattr(self.labels, "__name__", "own"),
+            "labels": self._labels_name() if settings.labels else None,
+            "first stage's weight": float(self.first_stage_weight),
             "training queries": len(lists),
             "held-out queries": len(held),
             "left out": int(self.left_out_),

@@ -38,9 +38,10 @@ class TrainingSettings:
             labels.
         query_ridge: the same for what the query alone adds to the logits; a few hundred training queries say little
             about it.
-        start: ``"frequency"``: the first epoch starts from how often each head is labelled; ``"ridge"``: from a ridge
-            regression of the labels' log-odds on the query embedding, its penalty by generalised cross-validation (an
-            extension of ours: where little is known of the query's part, it is kept small).
+        start: ``"frequency"``: from how often each head is labelled (where logits are weights: from equal ones);
+            ``"ridge"``: from a ridge regression of the labels' log-odds on the query embedding, its penalty by
+            generalised cross-validation (an extension of ours: where little is known of the query's part, it is kept
+            small).
         seed: of the weights, the order of queries and dropout.
     """
 
@@ -100,7 +101,7 @@ class _Router(nn.Module):
         self.projection = nn.Parameter(torch.randn(hidden, settings.size) / hidden**0.5)
         self.head_embeddings = nn.Parameter(torch.randn(heads, settings.size) * (1e-3 if as_weights else 0.1))
         rate = np.clip(data.targets.mean(axis=0), 0.01, 0.99)
-        start = np.zeros(heads) if as_weights else np.log(rate / (1 - rate))
+        start = np.full(heads, 1 / heads) if as_weights else np.log(rate / (1 - rate))
         self.bias = nn.Parameter(torch.tensor(start, dtype=torch.float32))
         if settings.start == "ridge":
             self._start_from_ridge(data)
@@ -188,21 +189,18 @@ def _train(
     balance = torch.tensor(min((1 - positive) / max(positive, 1e-6), settings.balance))
     factors = {"labels": settings.labels, "sparsity": settings.sparsity, "ranking": settings.ranking,
                "ridge": settings.ridge, "query ridge": settings.query_ridge}
+    factors = {name: factor for name, factor in factors.items() if factor}
     best, rows = -1.0, []
     for epoch in range(settings.epochs + 1):
         sums = dict.fromkeys(["loss", *factors], 0.0)
-        if epoch:  # the first row is the untrained router, which follows the labels' frequencies
+        if epoch:  # the first row is the router as it starts
             model.train()
             for batch in torch.randperm(len(states)).split(settings.batch_size):
                 logits, by_query = model(states[batch], None if evidence is None else evidence[batch])
-                probabilities = logits.sigmoid()
                 parts = {
-                    "labels": nn.functional.binary_cross_entropy_with_logits(
-                        logits, targets[batch], pos_weight=balance),
-                    "sparsity": _sparsity(probabilities, settings.target_size),
-                    "ranking": ranked.loss(batch, logits if ranked.as_weights else probabilities, log_sharpness),
-                    "ridge": (logits**2).sum(dim=1).mean(),
-                    "query ridge": (by_query**2).sum(dim=1).mean(),
+                    name: _part(name, logits, by_query, targets[batch], balance, settings)
+                    if name != "ranking" else ranked.loss(batch, logits, log_sharpness)
+                    for name in factors
                 }
                 loss = sum(factor * parts[name] for name, factor in factors.items())
                 optimiser.zero_grad()
@@ -223,10 +221,17 @@ def _train(
     return kept, pd.DataFrame(rows)
 
 
-def _sparsity(probabilities: torch.Tensor, target_size: float | None) -> torch.Tensor:
-    if target_size is None:
-        return probabilities.mean()
-    return (probabilities.mean() - target_size / probabilities.shape[1]) ** 2
+def _part(
+    name: str, logits: torch.Tensor, by_query: torch.Tensor, targets: torch.Tensor, balance: torch.Tensor,
+    settings: TrainingSettings,
+) -> torch.Tensor:
+    """A part of the loss, but for that on the ranking."""
+    if name == "labels":
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=balance)
+    if name == "sparsity":
+        mean = logits.sigmoid().mean()
+        return mean if settings.target_size is None else (mean - settings.target_size / logits.shape[1]) ** 2
+    return ((logits if name == "ridge" else by_query) ** 2).sum(dim=1).mean()
 
 
 def _routed(model: _Router, data: RoutingData, selection: Selection, sharpness: float) -> np.ndarray:
@@ -265,16 +270,18 @@ class _RankedLists:
         )
         self.there = torch.tensor(lists.there)
 
-    def loss(self, lists: torch.Tensor, weights: torch.Tensor, log_sharpness: torch.Tensor) -> torch.Tensor:
+    def loss(self, lists: torch.Tensor, head_logits: torch.Tensor, log_sharpness: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the gains with a softmax over the weighted sums, the first stage's part included."""
         there = self.there[lists]
+        weights = head_logits if self.as_weights else head_logits.sigmoid()
         logits = torch.einsum("qdh,qh->qd", self.scores[lists], weights)
         if self.as_weights:
             logits = logits + log_sharpness.exp() * self.first_stage[lists]
         else:
             count = there.sum(dim=1, keepdim=True)
             centred = (logits - logits.mul(there).sum(dim=1, keepdim=True) / count) * there
-            deviation = (centred**2).sum(dim=1, keepdim=True).div(count).sqrt().clamp(min=1e-6)
+            # Clamped before the root, whose gradient at 0 is infinite: a list may be one of equals.
+            deviation = (centred**2).sum(dim=1, keepdim=True).div(count).clamp(min=1e-12).sqrt()
             logits = 2 * (centred / deviation + self.first_stage[lists])
         shares = torch.log_softmax(logits.masked_fill(~there, -torch.inf), dim=1).masked_fill(~there, 0)
         return -(self.gains[lists] * shares).sum(dim=1).mean()

@@ -21,12 +21,14 @@ from pyterrier_routehead import (
     RouteHeadReranker,
     Selection,
     StaticHeadReranker,
+    judged,
     query_encoder,
     rerank,
+    route,
 )
 from pyterrier_routehead.evidence import list_evidence
 from pyterrier_routehead.frames import standardised
-from pyterrier_routehead.query_encoder import QueryState, encode_queries
+from pyterrier_routehead.query_encoder import QueryState, embed_query, encode_queries
 from pyterrier_routehead.reader import model_identity
 from pyterrier_routehead.reading import ModelIdentity
 from pyterrier_routehead.windows import slide_windows
@@ -642,6 +644,7 @@ def test_fit_says_what_it_found(fitted):
     best = fitted.report_["held-out nDCG@10"].idxmax()
     assert fitted.router_.report == {
         "labels": "shrunk",
+        "first stage's weight": 0.0,
         "training queries": 14,
         "held-out queries": 5,
         "left out": 0,
@@ -947,3 +950,73 @@ def test_routing_is_one_of_several_behind_a_scorer(llm, router):
     several = [scorer >> RouteHeadReranker(router, llm=llm), scorer >> ICRReranker()]
     one, other = (pipeline(VALID) for pipeline in several)
     assert one["rank"].tolist() != other["rank"].tolist()
+
+
+def test_a_list_of_equal_documents_can_be_learnt_from(llm):
+    twins = pd.concat([TRAIN, frame({"twins": ["tea", "tea"]})], ignore_index=True)
+    qrels = pd.concat([TRAIN_QRELS, pd.DataFrame([{"qid": "twins", "docno": "twins-d0", "label": 1}])])
+    reranker = RouteHeadReranker(llm=llm, document_attention="blockwise", **SMALL)
+    assert np.isfinite(reranker.fit(twins, qrels, VALID, VALID_QRELS).report_["loss"]).all()
+
+
+def test_tail_states_are_looked_up_by_each_rows_own_reading(llm, scored):
+    router = router_for(model_identity(llm), layer=2, source="tail", weighting="logit")
+    other = AttentionHeadScorer(llm=llm, hidden_layers=[2, 0])(VALID)
+    odd = VALID["qid"].isin(["2-1", "2-3"])
+    mixed = pd.concat([scored["valid"][~odd], other[odd]]).sort_index()
+    reranker = RouteHeadReranker(router, llm=llm)
+    same_ranking(reranker(mixed), reranker(scored["valid"]))
+
+
+def test_tail_states_of_validation_queries_are_looked_up_by_their_own_reading(llm, scored):
+    other = AttentionHeadScorer(llm=llm, hidden_layers=[0])(VALID)
+    with pytest.raises(ValueError, match=r"hidden_state holds the layers \[0\], the router needs 1"):
+        RouteHeadReranker(source="tail", layer=1, **SMALL).fit(scored["train"], TRAIN_QRELS, other, VALID_QRELS)
+
+
+def test_tail_validation_on_text(llm, scored):
+    with pytest.raises(ValueError, match="source='tail' needs the column 'hidden_state'"):
+        RouteHeadReranker(llm=llm, source="tail", layer=1, **SMALL).fit(
+            scored["train"], TRAIN_QRELS, VALID, VALID_QRELS)
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+
+
+def test_sliding_windows_are_warned_of_once():
+    llm = toy_llm(context=420)
+    with pytest.warns(UserWarning, match="sliding windows") as told:
+        RouteHeadReranker(router_for(model_identity(llm), most=2), llm=llm)(LONG)
+    assert len([one for one in told if "sliding windows" in str(one.message)]) == 1
+
+
+def test_other_weighting_after_fit_is_refused(llm, scored):
+    reranker = RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    reranker.weighting = "logit"
+    with pytest.raises(ValueError, match="logit"):
+        reranker(scored["valid"])
+
+
+def test_shipped_routers_follow_the_reading_of_any_row(llm, monkeypatch):
+    blockwise = router_for(model_identity(llm), most=2)
+    settings = ReadingSettings(document_attention="blockwise")
+    blockwise.pool = HeadSet.of(blockwise.pool.heads, model=blockwise.pool.model, settings=settings)
+    routers = {"blockwise": blockwise, "listwise": router_for(model_identity(llm))}
+    monkeypatch.setattr(route, "shipped_router", routers.get)
+    monkeypatch.setattr(route, "means_shipped_model", lambda llm: True)
+    monkeypatch.setattr(judged, "is_shipped_model", lambda name: True)
+    inp = AttentionHeadScorer(llm=llm, document_attention="blockwise", depth=4)(VALID)
+    expected = RouteHeadReranker(llm=llm)(inp)
+    assert RouteHeadReranker(llm=llm)(inp.iloc[::-1])["score"].tolist() == expected["score"].tolist()[::-1]
+
+
+def test_a_router_without_any_weight_ranks_text_too(llm, scored):
+    router = router_for(model_identity(llm), weighting="probability")
+    router.weights["bias"] = np.full(4, -500, dtype=np.float32)
+    reranker = RouteHeadReranker(router, llm=llm)
+    same_ranking(reranker(VALID), reranker(scored["valid"]))
+
+
+def test_remembered_embeddings_hold_no_more_than_themselves(llm):
+    state = embed_query(llm, "some words " * 20, QueryState(1, "last"))
+    assert state.base is None or state.base.untyped_storage().nbytes() == state.nbytes

@@ -729,3 +729,10 @@ def test_a_planted_rule_is_learnt_from_the_ridge_regression():
 def test_how_training_starts_is_one_of_two():
     with pytest.raises(ValueError, match="start is 'frequency' or 'ridge', got 'warm'"):
         TrainingSettings(start="warm")
+
+
+def test_a_list_that_all_heads_score_alike_does_not_spoil_training():
+    lists = JudgedLists(TRAIN.lists.scores.copy(), TRAIN.lists.gains, TRAIN.lists.there)
+    lists.scores[0] = 0
+    _, report = train(replace(TRAIN, lists=lists), VALID, LEARNT, TrainingSettings(epochs=2))
+    assert np.isfinite(report.to_numpy()).all()
