@@ -42,7 +42,8 @@ class RouteHeadReranker(FittedReranker):
     that name: a tuple of ``"layer-head"`` strings in each row that was ranked.
 
     On text, a query is routed before its documents are read, and no layer above the deepest of its heads is run (a
-    router that looks at the list needs all heads of the pool).
+    router that looks at the list needs all heads of the pool). Where a list is ranked in sliding windows, such a router
+    looks at each window, and ``routed_heads`` says what it chose in the last window that a document was in.
 
     After ``fit``, ``router_`` is a :class:`HeadRouter`, to be saved and shared; ``labels_`` is the table of pseudo
     labels (heads, nDCG@10 before and after), ``left_out_`` the number of training lists that tell nothing, and
@@ -58,8 +59,8 @@ class RouteHeadReranker(FittedReranker):
         max_heads: the largest number of heads a query (P).
         max_layer: only heads of so many layers (int) or of that share of them (float up to 1.0).
         labels: how pseudo labels are made: ``"search"``, the published procedure on a list's own nDCG@10;
-            ``"search+prior"`` or ``"shrunk"``, which trust a single list less; or a function: see
-            :mod:`~pyterrier_routehead.labels`.
+            ``"search+prior"`` or ``"shrunk"``, which trust a single list less; ``"utility"``, soft labels that no
+            search is needed for; or a function: see :mod:`~pyterrier_routehead.labels`.
         layer: the layer whose hidden state embeds the query; None for the middle one.
         pooling: ``"mean"`` over the query's tokens, or the ``"last"`` of them.
         source: ``"query"``: embed the query alone, in one short pass; ``"tail"``: take the column ``hidden_state``.
@@ -67,8 +68,9 @@ class RouteHeadReranker(FittedReranker):
         threshold: heads with at least this probability are chosen.
         min_heads: so many heads at least.
         weighting: how a query's heads are summed: ``"even"``, as published; by their ``"probability"``; or by their
-            ``"logit"``, which may be below 0, over the whole pool: then heads are standardised within the list, and the
-            router is trained on the ranking itself, not on pseudo labels (the last two are extensions of ours).
+            ``"logit"``, which may be below 0, over the whole pool: then heads are standardised within the list, the
+            router is trained on the ranking itself, not on pseudo labels, and ``first_stage_weight`` takes part in the
+            training, since the first stage's score is added to the sum as it is (the last two are extensions of ours).
         static_heads: so many of the best heads over all queries are always in; routed ones come in addition.
         unsure: where no probability reaches this, the best ``max_heads`` heads over all queries rank.
         hold_out: share of the training queries that is held out to choose the epoch, where no validation queries are
