@@ -17,9 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyterrier as pt
-from lightgbm import LGBMRanker, early_stopping
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from pyterrier_routehead import (
     CoReHeadReranker,
@@ -45,6 +43,12 @@ from testbed import (
     together,
     whole_table,
 )
+
+try:
+    from lightgbm import LGBMRanker, early_stopping
+    from statsmodels.stats.multitest import multipletests
+except ImportError:
+    raise SystemExit("this comparison needs LightGBM: pip install 'pyterrier-routehead[ltr]'") from None
 
 RESULTS = Path(__file__).parent / "results" / "routing"
 SHIPPED = Path(__file__).parent.parent / "pyterrier_routehead" / "routers"
