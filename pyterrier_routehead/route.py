@@ -4,7 +4,7 @@ import numbers
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ from .search import JudgedLists
 from .shipped import has_router, means_shipped_model, shipped_router
 from .store import HeadScoreStore
 from .template import PromptTemplate
+
+if TYPE_CHECKING:
+    from .training import RoutingData
 
 
 class RouteHeadReranker(FittedReranker):
@@ -392,29 +395,20 @@ class RouteHeadReranker(FittedReranker):
         topics_or_res_va: pd.DataFrame | None,
         qrels_va: pd.DataFrame | None,
     ) -> "RouteHeadReranker":
-        from .training import FOR_LOGITS, RoutingData, TrainingSettings, train
+        from .training import FOR_LOGITS, TrainingSettings, train
 
         self._settings()
         settings = TrainingSettings(
             **{"seed": self.seed, **(FOR_LOGITS if self.weighting == "logit" else {}), **(self.training or {})}
         )
-        if (topics_or_res_va is None) != (qrels_va is None):
-            raise ValueError("validation queries need both candidates and qrels")
-        frames = [frame for frame in (topics_or_res_tr, topics_or_res_va) if frame is not None]
-        if self.source == "tail" and not all(map(self._has_vectors, frames)):
-            raise ValueError("source='tail' needs the column 'hidden_state': fit behind an AttentionHeadScorer")
+        self._check_frames(topics_or_res_tr, topics_or_res_va, qrels_va)
         criterion = get_criterion("ndcg@10")
         reading, lists = self._judged(topics_or_res_tr, qrels_tr, [criterion], None)
         self.left_out_ = topics_or_res_tr["qid"].nunique() - len(lists)
         if topics_or_res_va is None:
-            held_frame = topics_or_res_tr
-            order = np.random.default_rng(self.seed).permutation(len(lists))
-            count = max(1, round(self.hold_out * len(lists)))
-            held, lists = [lists[i] for i in order[:count]], [lists[i] for i in sorted(order[count:])]
+            held_frame, (held, lists) = topics_or_res_tr, self._held_out(lists)
         else:
             held_frame = topics_or_res_va
-            if both := set(topics_or_res_tr["qid"].astype(str)) & set(topics_or_res_va["qid"].astype(str)):
-                raise ValueError(f"{len(both)} queries are in training and validation, such as {min(both)!r}")
             other, held = self._judged(topics_or_res_va, qrels_va, [criterion], None)
             if other.heads != reading.heads or not other.same_but_heads(reading):
                 raise ValueError("the validation lists were read otherwise than the training lists")
@@ -428,18 +422,8 @@ class RouteHeadReranker(FittedReranker):
             self._ready(reading)
         pool = self._within(self._head_set(criterion, reading, lists)).top(self.pool_size)
         columns = reading.columns(pool)
-
-        def gathered(frame: pd.DataFrame, own: Sequence[JudgedList]) -> RoutingData:
-            vectors = [one.vectors[:, columns] for one in own]
-            evidence = None
-            if self.evidence:
-                parts = [self._evidence(frame, one.candidates, v) for one, v in zip(own, vectors, strict=True)]
-                evidence = np.stack(parts)
-            states = np.stack([self._state(frame, one.candidates, state) for one in own])
-            judged = JudgedLists.of(vectors, [one.labels for one in own])
-            return RoutingData(states, judged, evidence, first_stage=self._first_stage(frame, own, judged.there.shape))
-
-        data, held_out = gathered(topics_or_res_tr, lists), gathered(held_frame, held)
+        data = self._routing_data(topics_or_res_tr, lists, columns, state)
+        held_out = self._routing_data(held_frame, held, columns, state)
         labels = make_labels(self.labels, data.lists, self.max_heads)
         qids = [one.candidates.qid for one in lists]
         if not set(qids).isdisjoint(one.candidates.qid for one in held):
@@ -459,3 +443,35 @@ class RouteHeadReranker(FittedReranker):
         }
         self.router_ = HeadRouter.of(pool, weights, state=state, selection=self._selection(), report=said)
         return self
+
+    def _check_frames(self, train: pd.DataFrame, valid: pd.DataFrame | None, qrels_va: pd.DataFrame | None) -> None:
+        """Refuse what can be refused before anything is read."""
+        if (valid is None) != (qrels_va is None):
+            raise ValueError("validation queries need both candidates and qrels")
+        frames = [train] if valid is None else [train, valid]
+        if self.source == "tail" and not all(map(self._has_vectors, frames)):
+            raise ValueError("source='tail' needs the column 'hidden_state': fit behind an AttentionHeadScorer")
+        if valid is not None and (both := set(train["qid"].astype(str)) & set(valid["qid"].astype(str))):
+            raise ValueError(f"{len(both)} queries are in training and validation, such as {min(both)!r}")
+
+    def _held_out(self, lists: Sequence[JudgedList]) -> tuple[list[JudgedList], list[JudgedList]]:
+        """A share of the training lists at random, which choose the epoch, and the others."""
+        order = np.random.default_rng(self.seed).permutation(len(lists))
+        count = max(1, round(self.hold_out * len(lists)))
+        return [lists[i] for i in order[:count]], [lists[i] for i in sorted(order[count:])]
+
+    def _routing_data(
+        self, frame: pd.DataFrame, lists: Sequence[JudgedList], columns: Sequence[int], state: QueryState
+    ) -> "RoutingData":
+        """What the router sees of some judged lists of a frame."""
+        from .training import RoutingData
+
+        vectors = [own.vectors[:, columns] for own in lists]
+        judged = JudgedLists.of(vectors, [own.labels for own in lists])
+        evidence = None
+        if self.evidence:
+            pairs = zip(lists, vectors, strict=True)
+            evidence = np.stack([self._evidence(frame, own.candidates, scores) for own, scores in pairs])
+        states = np.stack([self._state(frame, own.candidates, state) for own in lists])
+        first_stage = self._first_stage(frame, lists, judged.there.shape)
+        return RoutingData(states, judged, evidence, first_stage=first_stage)
