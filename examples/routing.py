@@ -234,7 +234,7 @@ def tables(results: Path) -> None:
                     against = "BM25" if other == "BM25" else chosen[other + suffix]
                     difference = ndcg[chosen[one + suffix]] - ndcg[against]
                     label = f"{one} - {other}" + (", BM25 seen" if suffix else "")
-                    differences.append((reading, label, name, depth, difference.to_numpy()))
+                    differences.append((reading, label, name, difference.rename(depth)))
     pd.DataFrame(rows).round(4).to_csv(results / "table.csv", index=False)
     summary = _summary(differences)
     summary.to_csv(results / "summary.csv", index=False)
@@ -258,17 +258,24 @@ def _row(ndcg: pd.DataFrame, reciprocal: pd.DataFrame, system: str, baseline: st
     }
 
 
-def _summary(differences: list[tuple], resamples: int = 5000) -> pd.DataFrame:
-    """Mean over collections and depths of mean differences, with an interval from a bootstrap within each of them."""
+def _summary(differences: list[tuple[str, str, str, pd.Series]], resamples: int = 5000) -> pd.DataFrame:
+    """Mean over collections and depths of mean differences, with an interval from a bootstrap.
+
+    Queries are drawn within each collection, with what they have at every depth: the depths share them.
+    """
     rng, rows = np.random.default_rng(0), []
-    readings = dict.fromkeys((reading, against) for reading, against, *_ in differences)
-    for reading, against in readings:
-        strata = [d for r, a, _, _, d in differences if (r, a) == (reading, against)]
-        drawn = np.mean([rng.choice(own, (resamples, len(own))).mean(axis=1) for own in strata], axis=0)
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        mean = np.mean([own.mean() for own in strata])
-        rows.append({"reading": reading, "difference": against, "strata": len(strata),
-                     "points": 100 * mean, "low": 100 * low, "high": 100 * high})
+    for reading, against in dict.fromkeys((reading, against) for reading, against, *_ in differences):
+        drawn, means = [], []
+        own = [(name, values) for r, a, name, values in differences if (r, a) == (reading, against)]
+        for collection in dict.fromkeys(name for name, _ in own):
+            depths = pd.concat([values for name, values in own if name == collection], axis=1).to_numpy()
+            resampled = depths[rng.integers(len(depths), size=(resamples, len(depths)))]
+            drawn.append(np.nanmean(resampled, axis=1))
+            means.append(np.nanmean(depths, axis=0))
+        low, high = np.percentile(np.hstack(drawn).mean(axis=1), [2.5, 97.5])
+        means = np.concatenate(means)
+        rows.append({"reading": reading, "difference": against, "collections and depths": len(means),
+                     "points": 100 * means.mean(), "low": 100 * low, "high": 100 * high})
     return pd.DataFrame(rows).round(2)
 
 

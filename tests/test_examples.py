@@ -131,13 +131,21 @@ def test_shuffled_judgements_leave_nothing_to_learn(signal):
     assert alone[0] > alone[1] + 0.5
 
 
-def test_the_mean_over_collections_has_an_interval_drawn_within_each(signal):
+def test_the_mean_over_collections_has_an_interval_drawn_by_queries_within_each(signal):
     import routing
 
     generator = np.random.default_rng(0)
-    few, many = generator.normal(0.1, 0.2, 50), generator.normal(0.0, 0.2, 400)
-    differences = [("listwise", "a - b", "one", 20, few), ("listwise", "a - b", "other", 20, many)]
-    (row,) = routing._summary(differences).to_dict("records")
+    few, many = (pd.Series(generator.normal(mean, 0.2, count)) for mean, count in ((0.1, 50), (0.0, 400)))
+    apart = [("listwise", "a - b", "one", few.rename(20)), ("listwise", "a - b", "other", many.rename(20))]
+    (row,) = routing._summary(apart).to_dict("records")
     assert row["points"] == pytest.approx(100 * (few.mean() + many.mean()) / 2, abs=0.01)
     spread = np.sqrt(few.var() / 50 + many.var() / 400) / 2
     assert row["high"] - row["low"] == pytest.approx(100 * 2 * 1.96 * spread, rel=0.1)
+    # The same queries at another depth are no further evidence; a part of them may be missing there.
+    again = [("listwise", "a - b", name, values.rename(40)) for _, _, name, values in apart]
+    (twice,) = routing._summary(apart + again).to_dict("records")
+    assert twice["points"] == row["points"]
+    assert twice["high"] - twice["low"] == pytest.approx(row["high"] - row["low"], rel=0.1)
+    partly = [("listwise", "a - b", "one", few.head(10).rename(40))]
+    (third,) = routing._summary(apart + partly).to_dict("records")
+    assert third["points"] == pytest.approx(100 * (few.mean() + many.mean() + few.head(10).mean()) / 3, abs=0.01)
