@@ -35,10 +35,12 @@ from testbed import (
     READINGS,
     SCIFACT,
     Collection,
+    add_test_arguments,
     clean_splits,
     experiment_arguments,
     opened,
     read_judged,
+    read_scifact,
     scorer,
     together,
     whole_table,
@@ -145,12 +147,7 @@ def positions(llm: FrozenLLM, store: HeadScoreStore, number: int, places: int, r
 
 def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid: int) -> None:
     """Find the sets that come with the package: on SciFact alone, whose terms allow it."""
-    queries, validation = clean_splits()[SCIFACT.name]
-    frame, valid_frame = (
-        scorer(llm, reading, store, "title")(own.candidates(20, number))
-        for own, number in ((queries, train), (validation, valid))
-    )
-    data = f"SciFact train (clean of test), first {train} queries"
+    judged, data = read_scifact(llm, reading, store, train, valid)
     # CoRe's score is on raw attention, which list-wise favours heads that look at a place: calibrated if better.
     cores = [
         CoReHeadReranker(temperature=TEMPERATURES, calibrated=calibrated, detection_data=data)
@@ -158,7 +155,7 @@ def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid:
     ]
     single = QRHeadReranker(criterion="ndcg@10", detection_data=data)
     for method in (*cores, single):
-        method.fit(frame, queries.qrels, valid_frame, validation.qrels)
+        method.fit(*judged)
     core = max(cores, key=lambda method: method.validation_["nDCG@10"].max())
     for method in (core, single):
         found = method.head_set_
@@ -256,10 +253,8 @@ def chosen_k(reading: str, results: Path) -> set[str]:
 def main() -> None:
     """Read, detect, test and print; each step can be left out."""
     parser = experiment_arguments(__doc__.splitlines()[0], RESULTS)
-    parser.add_argument("--test", type=int, nargs=2, metavar=("TOP20", "TOP40"), default=(None, None),
-                        help="test queries of each collection, at depth 20 and at 40 (all)")
+    add_test_arguments(parser)
     parser.add_argument("--steps", nargs="+", default=["detect", "positions", "test", "tables"])
-    parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS))
     args = parser.parse_args()
     llm, store = opened(args)
     for reading in args.readings:

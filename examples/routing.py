@@ -33,12 +33,12 @@ from testbed import (
     DEPTHS,
     MEASURES,
     READINGS,
-    SCIFACT,
     Collection,
-    clean_splits,
+    add_test_arguments,
     experiment_arguments,
     opened,
     read_judged,
+    read_scifact,
     scorer,
     together,
     whole_table,
@@ -281,14 +281,9 @@ def _summary(differences: list[tuple[str, str, str, pd.Series]], resamples: int 
 
 def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid: int) -> None:
     """Train the router that comes with the package: on SciFact alone, whose terms allow it."""
-    queries, validation = clean_splits()[SCIFACT.name]
-    frame, valid_frame = (
-        scorer(llm, reading, store, "title")(own.candidates(20, number))
-        for own, number in ((queries, train), (validation, valid))
-    )
-    data = f"SciFact train (clean of test), first {train} queries"
+    judged, data = read_scifact(llm, reading, store, train, valid)
     made = RouteHeadReranker(llm=llm, detection_data=data)
-    made.fit(frame, queries.qrels, valid_frame, validation.qrels)
+    made.fit(*judged)
     print(reading, made.router_.report)
     folder = SHIPPED / reading
     shutil.rmtree(folder, ignore_errors=True)
@@ -298,10 +293,8 @@ def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid:
 def main() -> None:
     """Read, fit, test and print; each step can be left out."""
     parser = experiment_arguments(__doc__.splitlines()[0], RESULTS)
-    parser.add_argument("--test", type=int, nargs=2, metavar=("TOP20", "TOP40"), default=(None, None),
-                        help="test queries of each collection, at depth 20 and at 40 (all)")
+    add_test_arguments(parser)
     parser.add_argument("--steps", nargs="+", default=["test", "tables"], help="of ship, test, tables")
-    parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS))
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightgbm")  # PyTerrier hands it arguments by their old names
     llm, store = opened(args)

@@ -17,6 +17,7 @@ import pyterrier as pt
 from pyterrier_routehead import FrozenLLM, QRHeadReranker, RouteHeadReranker
 from pyterrier_routehead.labels import (
     RECIPES,
+    best_heads,
     half_list_quality,
     halves,
     head_utility,
@@ -111,9 +112,7 @@ def label_quality(lists: JudgedLists) -> pd.DataFrame:
 
 
 def _best_single(lists: JudgedLists, most: int) -> np.ndarray:
-    targets = np.zeros(lists.scores.shape[::2])
-    np.put_along_axis(targets, np.argsort(-head_utility(lists), axis=1, kind="stable")[:, :most], 1.0, axis=1)
-    return targets
+    return best_heads(head_utility(lists), most)
 
 
 def ceilings(lists: JudgedLists, heads: np.ndarray, seed: int = 0) -> dict[str, float]:
@@ -171,8 +170,9 @@ def frequency(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
     rows = []
     for recipe in ("search", "search+prior", "shrunk"):  # the recipes whose labels are sets
         fitted = RouteHeadReranker(llm=llm, labels=recipe).fit(*train)
-        router, order = fitted.router_, [head.layer * 9 + head.head for head in fitted.router_.pool]
-        labels = make_labels(recipe, lists.heads(np.array(order)), MOST).targets
+        router = fitted.router_
+        columns = valid[0]["head_reading"].iloc[0].columns(router.pool)
+        labels = make_labels(recipe, lists.heads(np.array(columns)), MOST).targets
         states = np.stack([embed_query(llm, query, router.state) for query in queries])
         told = np.stack([router.probabilities(state) for state in states])
         counts = fitted.labels_["heads"].str.split().explode().value_counts()

@@ -131,6 +131,15 @@ def read_judged(llm: FrozenLLM, reading: str, store: HeadScoreStore, part: int, 
     return read
 
 
+def read_scifact(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid: int) -> tuple[tuple, str]:
+    """What ships is learnt from SciFact alone, whose terms allow it: arguments of ``fit``, and the data's name."""
+    parts = [
+        (scorer(llm, reading, store, "title")(own.candidates(20, number)), own.qrels)
+        for own, number in zip(clean_splits()[SCIFACT.name], (train, valid), strict=True)
+    ]
+    return (*parts[0], *parts[1]), f"SciFact train (clean of test), first {train} queries"
+
+
 def together(read: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Frames and qrels of several collections in one; their qids and docnos differ."""
     frames, qrels = zip(*read.values(), strict=True)
@@ -153,6 +162,13 @@ def experiment_arguments(description: str, output: Path) -> argparse.ArgumentPar
     parser.add_argument("--output", type=Path, default=output, help="folder of the tables")
     parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
     return parser
+
+
+def add_test_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which test queries an experiment is on."""
+    parser.add_argument("--test", type=int, nargs=2, metavar=("TOP20", "TOP40"), default=(None, None),
+                        help="test queries of each collection, at depth 20 and at 40 (all)")
+    parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS))
 
 
 def opened(args: argparse.Namespace) -> tuple[FrozenLLM, HeadScoreStore]:

@@ -67,10 +67,7 @@ def shrunk(lists: JudgedLists, most: int) -> np.ndarray:
     utility = head_utility(lists)
     mean = utility.mean(axis=0)
     posterior = mean + reliability(lists) * (utility - mean)
-    targets = np.zeros_like(posterior)
-    best = np.argsort(-posterior, axis=1, kind="stable")[:, :most]
-    np.put_along_axis(targets, best, 1.0, axis=1)
-    return targets
+    return best_heads(posterior, most)
 
 
 def by_utility(lists: JudgedLists, most: int) -> np.ndarray:
@@ -86,8 +83,14 @@ def by_utility(lists: JudgedLists, most: int) -> np.ndarray:
 
 def static(lists: JudgedLists, most: int) -> np.ndarray:
     """The same heads for every query, those with the highest mean utility: what any other recipe must beat."""
-    targets = np.zeros(lists.scores.shape[::2])
-    targets[:, np.argsort(-head_utility(lists).mean(axis=0), kind="stable")[:most]] = 1.0
+    utility = head_utility(lists)
+    return best_heads(np.broadcast_to(utility.mean(axis=0), utility.shape), most)
+
+
+def best_heads(values: np.ndarray, most: int) -> np.ndarray:
+    """Labels from a number a head, [lists, heads]: 1 for the ``most`` highest of each list, 0 for the others."""
+    targets = np.zeros(values.shape)
+    np.put_along_axis(targets, np.argsort(-values, axis=1, kind="stable")[:, :most], 1.0, axis=1)
     return targets
 
 

@@ -197,18 +197,21 @@ class RouteHeadReranker(FittedReranker):
         if self.router is not None:
             return self.router
         if fitted := getattr(self, "router_", None):
-            if (fitted.selection.weighting == "logit") != (self.weighting == "logit"):
+            selection = self._selection()
+            if fitted.selection.by_logits != selection.by_logits:
                 raise ValueError(
                     f"the router was fitted with weighting={fitted.selection.weighting!r}; with {self.weighting!r} its "
                     "logits mean something else: fit again"
                 )
-            return fitted.with_selection(self._selection())
+            return fitted if selection == fitted.selection else fitted.with_selection(selection)
         return shipped_router(self._attention or "listwise") if self._uses_shipped() else None
 
     def _check_first_stage_weight(self) -> None:
         router = self._active()
-        learnt_with = 0.0 if router is None else router.report.get("first stage's weight", self.first_stage_weight)
-        if router is not None and router.standardises and learnt_with != self.first_stage_weight:
+        if router is None or not router.standardises:
+            return
+        learnt_with = router.report.get("first stage's weight", self.first_stage_weight)
+        if learnt_with != self.first_stage_weight:
             warnings.warn(
                 f"the router's weights were learnt for first_stage_weight={learnt_with:g}, not "
                 f"{self.first_stage_weight:g}",
@@ -315,7 +318,8 @@ class RouteHeadReranker(FittedReranker):
 
     def _ready(self, reading: Reading) -> None:
         """Have a model to embed queries for head scores of some reading."""
-        state = self._wanted_state(reading.model) if self._active() is None else self._active().state
+        router = self._active()
+        state = self._wanted_state(reading.model) if router is None else router.state
         if state.source == "tail":
             if state.layer not in reading.hidden_layers:
                 raise ValueError(

@@ -68,6 +68,11 @@ class Selection:
         if self.static_heads < 0:
             raise ValueError(f"static_heads is a number of heads from 0, got {self.static_heads!r}")
 
+    @property
+    def by_logits(self) -> bool:
+        """Whether logits are the weights, over scores that are standardised within the list."""
+        return self.weighting == "logit"
+
 
 def choose(probabilities: np.ndarray, selection: Selection) -> np.ndarray:
     """From probabilities [heads], in the pool's order, to the weight of each head in the sum: float64 [heads]."""
@@ -83,15 +88,14 @@ def choose(probabilities: np.ndarray, selection: Selection) -> np.ndarray:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, float64; no overflow for large logits."""
+    """Probabilities, float64; no overflow for large logits. SciPy's would slow down the import."""
     return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, dtype=np.float64))
 
 
 def weigh(logits: np.ndarray, selection: Selection) -> np.ndarray:
     """From logits [heads] to the weight of each head in the sum: float64 [heads], 0 for heads that are not chosen."""
-    if selection.weighting == "logit":
-        return np.asarray(logits, dtype=np.float64)
-    return choose(sigmoid(logits), selection)
+    logits = np.asarray(logits, dtype=np.float64)
+    return logits if selection.by_logits else choose(sigmoid(logits), selection)
 
 
 class HeadRouter(pt.Artifact):
@@ -192,7 +196,7 @@ class HeadRouter(pt.Artifact):
     @property
     def standardises(self) -> bool:
         """Whether each head's scores are standardised within the list before they are summed."""
-        return self.selection.weighting == "logit"
+        return self.selection.by_logits
 
     def probabilities(self, state: np.ndarray, evidence: np.ndarray | None = None) -> np.ndarray:
         """Probability of each head of the pool: float64 [heads]; arguments and errors as for :meth:`logits`."""

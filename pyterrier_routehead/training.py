@@ -5,11 +5,12 @@ optimiser and the choice of the epoch, by nDCG@10 of the routed ranking on held-
 the ranking, which is what a router weighs the whole pool by its logits with.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import logit
 from torch import nn
 
 from .router import Selection, weigh
@@ -95,13 +96,13 @@ class _Router(nn.Module):
     def __init__(self, data: RoutingData, selection: Selection, settings: TrainingSettings) -> None:
         super().__init__()
         heads, hidden = data.targets.shape[1], data.states.shape[1]
-        as_weights = selection.weighting == "logit"
+        as_weights = selection.by_logits
         self.register_buffer("mean", torch.tensor(data.states.mean(axis=0)))
         self.register_buffer("deviation", torch.tensor(data.states.std(axis=0) + 1e-6))
         self.projection = nn.Parameter(torch.randn(hidden, settings.size) / hidden**0.5)
         self.head_embeddings = nn.Parameter(torch.randn(heads, settings.size) * (1e-3 if as_weights else 0.1))
         rate = np.clip(data.targets.mean(axis=0), 0.01, 0.99)
-        start = np.full(heads, 1 / heads) if as_weights else np.log(rate / (1 - rate))
+        start = np.full(heads, 1 / heads) if as_weights else logit(rate)
         self.bias = nn.Parameter(torch.tensor(start, dtype=torch.float32))
         if settings.start == "ridge":
             self._start_from_ridge(data)
@@ -113,8 +114,7 @@ class _Router(nn.Module):
             self.evidence_weights = nn.Parameter(torch.zeros(flat.shape[1]))
 
     def _start_from_ridge(self, data: RoutingData) -> None:
-        shares = np.clip(data.targets, 0.02, 0.98)
-        wanted = np.log(shares / (1 - shares))
+        wanted = logit(np.clip(data.targets, 0.02, 0.98))
         states = (data.states - self.mean.numpy()) / self.deviation.numpy()
         left, spread, right = np.linalg.svd(
             ridge_regression(states, wanted - wanted.mean(axis=0)), full_matrices=False
@@ -178,6 +178,7 @@ def _train(
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     model = _Router(data, selection, settings)
     ranked = _RankedLists(data, selection)
+    held_out = replace(held_out, lists=_summed_lists(held_out.lists, selection))
     # Where logits are weights, the model learns how sharp the softmax is in which the first stage's score stands.
     log_sharpness = nn.Parameter(torch.zeros(()), requires_grad=ranked.as_weights and data.first_stage is not None)
     optimiser = torch.optim.AdamW(
@@ -243,26 +244,28 @@ def _routed(model: _Router, data: RoutingData, selection: Selection, sharpness: 
 
 
 def _routed_ndcg(data: RoutingData, weights: np.ndarray, selection: Selection) -> np.ndarray:
-    """The nDCG@10 of each list as a re-ranker ranks it by these weights [lists, heads]."""
-    as_weights = selection.weighting == "logit"
-    lists = data.lists.standardised() if as_weights else data.lists
-    sums = np.einsum("qdh,qh->qd", lists.scores, weights)
+    """The nDCG@10 of each list, as it is summed, when a re-ranker ranks it by these weights [lists, heads]."""
+    sums = np.einsum("qdh,qh->qd", data.lists.scores, weights)
     if data.first_stage is not None:
-        sums = (sums if as_weights else standardised_lists(sums, lists.there)) + data.first_stage
-    return ndcg(lists, sums[..., None])[:, 0]
+        sums = (sums if selection.by_logits else standardised_lists(sums, data.lists.there)) + data.first_stage
+    return ndcg(data.lists, sums[..., None])[:, 0]
+
+
+def _summed_lists(lists: JudgedLists, selection: Selection) -> JudgedLists:
+    """The lists with their scores as a re-ranker sums them."""
+    return lists.standardised() if selection.by_logits else lists
 
 
 class _RankedLists:
     """The lists as tensors, and the loss on their ranking."""
 
     def __init__(self, data: RoutingData, selection: Selection) -> None:
-        self.as_weights = selection.weighting == "logit"
-        lists = data.lists
-        if self.as_weights:
-            scores = lists.standardised().scores
-        else:  # one scale for all heads of a list: raw attention is too small for single precision
-            total = np.abs(lists.scores).sum(axis=2).max(axis=1)[:, None, None]
-            scores = lists.scores / np.where(total > 0, total, 1)
+        self.as_weights = selection.by_logits
+        lists = _summed_lists(data.lists, selection)
+        scores = lists.scores
+        if not self.as_weights:  # one scale for all heads of a list: raw attention is too small for single precision
+            total = np.abs(scores).sum(axis=2).max(axis=1)[:, None, None]
+            scores = scores / np.where(total > 0, total, 1)
         gains = lists.gains / np.maximum(lists.gains.sum(axis=1, keepdims=True), 1e-12)
         first_stage = np.zeros_like(gains) if data.first_stage is None else data.first_stage
         self.scores, self.gains, self.first_stage = (
