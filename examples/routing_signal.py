@@ -141,13 +141,15 @@ def foretelling(llm: FrozenLLM, parts: dict[str, tuple[tuple, tuple]]) -> pd.Dat
     it is enough to tell them apart; within one it takes more.
     """
     rng, rows = np.random.default_rng(0), []
+    layers = [layer for layer in LAYERS if layer < llm.num_layers]
+    states = [*(QueryState(layer) for layer in layers), QueryState(layers[len(layers) // 2], "last")]
     for name, (train, valid) in parts.items():
         (lists, _, queries), (test_lists, _, test_queries) = (judged_lists(*own) for own in (train, valid))
         heads = pool_of(lists)
         utility, test_utility = (head_utility(own.heads(heads)) for own in (lists, test_lists))
         mean = utility.mean(axis=0)
         wanted, real = (own - mean - (own - mean).mean(axis=1, keepdims=True) for own in (utility, test_utility))
-        for state in [*(QueryState(layer) for layer in LAYERS), QueryState(LAYERS[len(LAYERS) // 2], "last")]:
+        for state in states:
             x, test_x = (np.stack([embed_query(llm, query, state) for query in own]) for own in (queries, test_queries))
             centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
             x, test_x = (x - centre) / scale, (test_x - centre) / scale

@@ -161,6 +161,8 @@ def experiment_arguments(description: str, output: Path) -> argparse.ArgumentPar
     parser.add_argument("--readings", nargs="+", default=READINGS)
     parser.add_argument("--output", type=Path, default=output, help="folder of the tables")
     parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
+    parser.add_argument("--model", help="GGUF file, folder or hub id (default: the GGUF of SmolLM2-135M-Instruct)")
+    parser.add_argument("--max-layers", type=int, help="read no more than so many of its layers (all)")
     return parser
 
 
@@ -175,4 +177,5 @@ def opened(args: argparse.Namespace) -> tuple[FrozenLLM, HeadScoreStore]:
     """The model and the store of an experiment; makes the folder of its tables."""
     args.output.mkdir(parents=True, exist_ok=True)
     store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
-    return FrozenLLM(packaged_gguf(), dtype="bfloat16"), store  # the hub's SmolLM2 has other weights than the GGUF
+    model = args.model or packaged_gguf()  # the hub's SmolLM2 has other weights than the GGUF
+    return FrozenLLM(model, dtype="bfloat16", max_layers=args.max_layers), store
