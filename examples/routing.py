@@ -296,8 +296,6 @@ def main() -> None:
     add_test_arguments(parser)
     parser.add_argument("--steps", nargs="+", default=["test", "tables"], help="of ship, test, tables")
     args = parser.parse_args()
-    if "ship" in args.steps and (args.model or args.max_layers):
-        parser.error("what ships is for SmolLM2-135M-Instruct: no --model or --max-layers with the step ship")
     warnings.filterwarnings("ignore", module="lightgbm")  # PyTerrier hands it arguments by their old names
     llm, store = opened(args)
     for reading in args.readings:
