@@ -164,11 +164,11 @@ def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid:
         found.save(folder)
 
 
-def systems(reading: str, results: Path) -> dict[str, pt.Transformer]:
-    """Re-rankers on head scores: ICR, random heads, and each method's heads for every k."""
+def systems(reading: str, layers: int, results: Path) -> dict[str, pt.Transformer]:
+    """Re-rankers on head scores of so many layers: ICR, random heads, and each method's heads for every k."""
     found = {path.name.replace("-", " "): HeadSet(path) for path in sorted((results / "heads" / reading).iterdir())}
     any_set = next(iter(found.values()))
-    plain = {"ICR": "all", **{f"random 8, seed {seed}": any_set.random(8, seed) for seed in range(5)}}
+    plain = {"ICR": "all", **{f"random 8, seed {seed}": any_set.random(8, seed, below=layers) for seed in range(5)}}
     plain |= {f"{name} {k}": head_set.top(k) for name, head_set in found.items() for k in KS}
     pruned = found["CoRe"]
     plain |= {f"CoRe 8 in {share:g} of the layers": pruned.below(int(pruned.model.num_layers * share)).top(8)
@@ -195,7 +195,7 @@ def test(
     topics, qrels = collection.test_queries(number)
     candidates = collection.first_stage(depth)
     scored = candidates >> scorer(llm, reading, store, collection.title_field)
-    rankers = systems(reading, results)
+    rankers = systems(reading, llm.num_layers, results)
     values = pt.Experiment(
         [candidates, *(scored >> ranker for ranker in rankers.values())],
         topics,

