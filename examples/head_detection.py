@@ -6,7 +6,8 @@ SmolLM2-135M-Instruct (GGUF). Heads are found on clean training queries of SciFa
 chosen on their validation queries, and everything is tested on SciFact, NFCorpus and Vaswani. What the model reads is
 kept in a store in PyTerrier's home, so an interrupted run goes on where it stopped; the more queries, the longer (two
 cores: about 5 seconds a list of 20 read list-wise and 14 of 40, half of that block-wise). The tables go to
-examples/results. The step ``ship`` makes the head sets that come with the package, from SciFact alone.
+examples/results. The step ``ship`` makes the head sets that come with the package, from SciFact alone. With ``--model``
+another model is read, with ``--max-layers`` its first layers alone; its tables need an ``--output`` of their own.
 """
 
 import shutil

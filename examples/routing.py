@@ -6,7 +6,8 @@ SmolLM2-135M-Instruct (GGUF). Everything is fitted on clean training queries of 
 settings chosen on their validation queries, and tested on SciFact, NFCorpus and Vaswani at the top 20 and 40, on one
 pass of the model per query. What the model reads is kept in a store (see head_detection.py, which reads the same lists
 and says how long that takes); with the store filled, this takes a quarter of an hour. The step ``ship`` makes the
-routers that come with the package, from SciFact alone. Needs LightGBM.
+routers that come with the package, from SciFact alone. ``--model`` and ``--max-layers`` as in head_detection.py. Needs
+LightGBM.
 """
 
 import shutil
