@@ -17,7 +17,8 @@ CUTOFF = 10
 _FEW = 4096
 """Up to so many sets are tried one and all, which finds the best."""
 _TIE = 1e-5
-"""Weight of the smooth criterion beside nDCG: its range is below 10, and distinct nDCGs differ by more than 1e-4."""
+"""Weight of the smooth criterion beside nDCG. Its range is below 10: it breaks ties, and may overrule differences of
+nDCG below 1e-4, which several relevant documents can make."""
 _GAIN = 1e-9
 
 
@@ -201,14 +202,14 @@ def _add(lists: JudgedLists, most: int, smooth: float, bonus: np.ndarray) -> np.
 def _exchange(lists: JudgedLists, members: np.ndarray, smooth: float, bonus: np.ndarray) -> None:
     """Improve sets in place by single exchanges and removals, the best one at a time."""
     improving = np.arange(len(lists))
+    value = _value(lists, members, smooth, bonus)
     while len(improving):
         own, inside, extra = lists[improving], members[improving], bonus[improving]
         size = inside.sum(axis=1)
         whole = np.einsum("qdh,qh->qd", own.scores, inside.astype(float))
         total = (extra * inside).sum(axis=1)
-        now = objective(own, whole[..., None], smooth)[:, 0] + total / size
-        best_value, best_out, best_in = now.copy(), np.full(len(own), -1), np.full(len(own), -1)
         places = np.argsort(~inside, axis=1, kind="stable")  # members first
+        best_value, best_out, best_in = np.full(len(own), -np.inf), places[:, 0].copy(), places[:, 0].copy()
         for place in range(size.max()):
             has = np.flatnonzero(size > place)
             out = places[has, place]
@@ -222,12 +223,23 @@ def _exchange(lists: JudgedLists, members: np.ndarray, smooth: float, bonus: np.
             # The last column takes a member out, which wins among equals.
             values = np.concatenate([values, removed + 2 * _GAIN], axis=1)
             top = values.argmax(axis=1)
-            value = values[np.arange(len(has)), top]
-            better = value > best_value[has] + _GAIN
+            better = values[np.arange(len(has)), top] > best_value[has] + _GAIN
             rows = has[better]
-            best_value[rows], best_out[rows], best_in[rows] = value[better], out[better], top[better]
-        changed = np.flatnonzero(best_out >= 0)
-        members[improving[changed], best_out[changed]] = False
-        entering = changed[best_in[changed] < members.shape[1]]
-        members[improving[entering], best_in[entering]] = True
-        improving = improving[changed]
+            best_value[rows], best_out[rows], best_in[rows] = values[better, top[better]], out[better], top[better]
+        changed = inside.copy()
+        changed[np.arange(len(own)), best_out] = False
+        entering = np.flatnonzero(best_in < inside.shape[1])
+        changed[entering, best_in[entering]] = True
+        # What counts is the set's value as it is summed anew: where documents tie but for rounding, that of a sum that
+        # was reached by exchange may differ, and the search would go round in circles.
+        new = _value(own, changed, smooth, extra)
+        grown = new > value[improving] + _GAIN
+        improving = improving[grown]
+        members[improving], value[improving] = changed[grown], new[grown]
+
+
+def _value(lists: JudgedLists, members: np.ndarray, smooth: float, bonus: np.ndarray) -> np.ndarray:
+    """What the exchange makes larger, [lists]: of sets that rank alike the smaller is worth more."""
+    size = members.sum(axis=1)
+    sums = np.einsum("qdh,qh->qd", lists.scores, members.astype(float))
+    return objective(lists, sums[..., None], smooth)[:, 0] + (bonus * members).sum(axis=1) / size - 2 * _GAIN * size
