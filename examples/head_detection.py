@@ -12,7 +12,7 @@ another model is read, with ``--max-layers`` its first layers alone; its tables 
 
 import shutil
 import time
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,8 @@ def stability(judged: dict, qrels: pd.DataFrame, reading: str, results: Path) ->
         "nDCG": QRHeadReranker(criterion="ndcg@10"),
     }
     qids = [frame["qid"].drop_duplicates().tolist() for frame, _ in judged.values()]
-    mixed = [qid for pair in zip(*qids, strict=False) for qid in pair]  # both collections alike in each part
+    # Both collections alike in each part, and what one has more at the end.
+    mixed = [qid for both in zip_longest(*qids) for qid in both if qid is not None]
     parts = {f"first {number}": mixed[:number] for number in (50, 100, 200)} | {"all": mixed}
     parts |= {f"{name} alone": own for name, own in zip(judged, qids, strict=True)}
     sets = {}

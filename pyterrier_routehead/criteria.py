@@ -9,6 +9,7 @@ the mean over lists.
 A criterion of one's own is a :class:`Criterion` around such a function; in :data:`CRITERIA` it is found by name.
 """
 
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,7 +87,7 @@ def reciprocal_rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def core_criterion(temperature: float = 0.001, calibrated: bool = False) -> Criterion:
     """CoRe's criterion, on raw attention as published or on calibrated scores."""
-    if not temperature > 0 or not np.isfinite(temperature):
+    if not isinstance(temperature, numbers.Real) or not 0 < temperature < np.inf:
         raise ValueError(f"temperature is a number above 0, got {temperature!r}")
     return Criterion("core", contrastive, calibrated, {"temperature": float(temperature)})
 

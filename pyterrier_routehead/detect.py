@@ -28,10 +28,16 @@ class _DetectedHeadReranker(FittedReranker):
     head_set_: HeadSet
     validation_: pd.DataFrame
     _best_k: int
-    _ships: str | None = None
+    _default: str
 
     def _criteria(self) -> list[Criterion]:
         raise NotImplementedError
+
+    @property
+    def _ships(self) -> str | None:
+        """The set of the package that stands in for ``fit``, if the criterion is left as it is."""
+        default = get_criterion(self._default)
+        return self._default if self._criteria() == [default] else None
 
     def __repr__(self) -> str:
         depth = "" if self.depth is None else f", depth={self.depth}"
@@ -76,7 +82,8 @@ class _DetectedHeadReranker(FittedReranker):
         found = [self._head_set(criterion, reading, lists) for criterion in criteria]
         best, best_k = 0, ks[0]
         if choosing:
-            other, valid = self._judged(topics_or_res_va, qrels_va, criteria, None)
+            # What ranks is calibrated as the settings say: of raw scores validation needs none.
+            other, valid = self._judged(topics_or_res_va, qrels_va, [], None)
             if other.heads != reading.heads or not other.same_but_heads(reading):
                 raise ValueError("the validation lists were read otherwise than the training lists")
             tried = list(product(range(len(found)), ks))
@@ -149,7 +156,9 @@ class CoReHeadReranker(_DetectedHeadReranker):
 
     Args:
         heads: heads instead of ``fit``: a :class:`HeadSet`, of which ``k`` and ``max_layer`` choose, or heads by name,
-            which are all used.
+            which are all used. Without either, SmolLM2-135M-Instruct is ranked by the set that comes with the package
+            for the ``document_attention`` (:func:`shipped_heads`), unless another criterion than the default is asked
+            for.
         llm: see :class:`StaticHeadReranker`, as for whatever is not listed here.
         k: how many heads (the paper: 8), or a list of numbers to choose from on the validation queries.
         temperature: of the softmax (the paper: 0.001 for Mistral-7B and Granite-3.2-8B, 0.1 for Llama-3.1-8B and
@@ -164,7 +173,7 @@ class CoReHeadReranker(_DetectedHeadReranker):
     """
 
     schematic = {"label": "CoReHeads", "help_url": "https://arxiv.org/abs/2510.02219"}
-    _ships = "core"
+    _default = "core"
 
     def __init__(
         self,
@@ -237,11 +246,7 @@ class QRHeadReranker(_DetectedHeadReranker):
     """
 
     schematic = {"label": "QRHeads", "help_url": "https://arxiv.org/abs/2506.09944"}
-
-    @property
-    def _ships(self) -> str | None:
-        names = [criterion.name for criterion in self._criteria()]
-        return "ndcg@10" if names == ["ndcg@10"] else None
+    _default = "ndcg@10"
 
     def __init__(
         self,

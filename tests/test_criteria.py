@@ -240,7 +240,7 @@ def test_wrong_shapes_are_refused(scores, labels):
             criterion(np.ones(scores), np.ones(labels))
 
 
-@pytest.mark.parametrize("temperature", [0, 0.0, -0.1, -math.inf, math.inf, math.nan])
+@pytest.mark.parametrize("temperature", [0, 0.0, -0.1, -math.inf, math.inf, math.nan, "a"])
 def test_a_temperature_is_above_0(temperature):
     with pytest.raises(ValueError, match="temperature is a number above 0, got"):
         core_criterion(temperature)

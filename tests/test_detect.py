@@ -815,6 +815,13 @@ def test_given_heads_are_not_fitted():
             CoReHeadReranker(heads, llm=LLM).fit(two_queries(), QRELS)
 
 
+def test_validation_ranks_and_needs_no_raw_scores(llm, scored):
+    valid, qrels = scored["valid"].drop(columns="head_scores_raw"), VALID_QRELS.astype({"label": str})
+    found = CoReHeadReranker(llm=llm, k=[1, 4]).fit(scored["train"], TRAIN_QRELS, valid, qrels)
+    expected = CoReHeadReranker(llm=llm, k=[1, 4]).fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
+    pd.testing.assert_frame_equal(found.validation_, expected.validation_)
+
+
 def test_raw_scores_that_are_wanted_must_be_there_and_fit(llm, scored):
     inp = scored["two"]
     raw = list(inp["head_scores_raw"])

@@ -11,6 +11,7 @@ import pytest
 from pyterrier_routehead import (
     AttentionHeadScorer,
     CoReHeadReranker,
+    Criterion,
     FrozenLLM,
     QRHeadReranker,
     RouteHeadReranker,
@@ -138,6 +139,17 @@ def test_other_weights_of_smollm2_are_routed_with_a_warning(monkeypatch):
     with pytest.warns(UserWarning, match="the heads that come with the package were found in"):
         out = RouteHeadReranker()(ANIMALS)
     assert out.loc[out["rank"] == 0, "docno"].item() == "d2"
+
+
+def test_settings_of_another_criterion_are_for_fit():
+    for reranker in (
+        CoReHeadReranker(temperature=0.1),
+        CoReHeadReranker(calibrated=True),
+        QRHeadReranker(criterion="qr"),
+        QRHeadReranker(criterion=Criterion("ndcg@10", lambda scores, labels: scores[0], True)),
+    ):
+        with pytest.raises(RuntimeError, match="no heads yet"):
+            reranker(ANIMALS)
 
 
 def test_another_model_needs_fit():
