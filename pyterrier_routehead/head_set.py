@@ -5,6 +5,7 @@ read, and on what data and by which criterion its heads were found; whoever uses
 """
 
 import json
+import numbers
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -148,6 +149,9 @@ class HeadSet(pt.Artifact):
         return made
 
     def _check(self, what: str) -> None:
+        for number in (self.model.num_layers, self.model.num_heads):
+            if not isinstance(number, numbers.Integral) or number < 1:
+                raise ValueError(f"{what}: {number!r} is no number of layers or heads")
         for head in self.heads:
             if head.layer >= self.model.num_layers or head.head >= self.model.num_heads:
                 raise ValueError(f"{what}: there is no head {head} in {self.model}")
@@ -285,7 +289,7 @@ class HeadSet(pt.Artifact):
             if said["format"] != _FORMAT:
                 raise ValueError(f"its format is {said['format']}, this version reads {_FORMAT}")
             self.heads = parse_heads(said["heads"])
-            self.scores = said["scores"] and tuple(said["scores"])
+            self.scores = None if said["scores"] is None else tuple(_number(score) for score in said["scores"])
             self.model = ModelIdentity(**said["model"] | {"fingerprint": tuple(said["model"]["fingerprint"])})
             self.settings = _normal(settings_from_json(said["settings"]))
             self.detection = said["detection"] and Detection(**said["detection"])
@@ -314,6 +318,12 @@ class HeadSet(pt.Artifact):
     def __repr__(self) -> str:
         found = f", {self.detection.criterion}" if self.detection else ""
         return f"<HeadSet of {len(self.heads)} heads of {self.model.name}{found}>"
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"a score is a number, not {value!r}")
+    return float(value)
 
 
 def _normal(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ Recipe = Callable[[JudgedLists, int], np.ndarray]
 
 
 def searched(lists: JudgedLists, most: int) -> np.ndarray:
-    """The published procedure: forward selection and exchange on each list's own nDCG@10 (RouteHead, 2604.24608)."""
+    """The published steps, forward selection and exchange (RouteHead, 2604.24608), on each list's nDCG@10 (ours)."""
     return search_sets(lists, most).members.astype(float)
 
 

@@ -36,8 +36,9 @@ class RouteHeadReranker(FittedReranker):
     ``(bm25 % 20 >> text >> RouteHeadReranker()).fit(train_topics, train_qrels, valid_topics, valid_qrels)`` screens a
     pool of heads on the training queries, searches for each of them the heads that rank its candidates best (pseudo
     labels), and trains a router to foretell them from the query. Ranking routes each query and sums the heads that were
-    chosen. What the paper leaves unknown to us is our choice, marked so where it is documented: in the modules
-    ``search``, ``labels``, ``router`` and ``training``.
+    chosen. What the paper leaves unknown to us is our choice: the default of every argument here, that the pool is
+    screened by single-head nDCG@10, that scores are calibrated and filtered for each head, and what the modules
+    ``search``, ``labels``, ``router`` and ``training`` mark so.
 
     Columns as for :class:`StaticHeadReranker`. A router that embeds the query alone needs ``query`` behind a scorer
     too, and one that embeds it from the re-ranking pass needs the scorer's ``hidden_state``; a router that looks at the
@@ -61,7 +62,7 @@ class RouteHeadReranker(FittedReranker):
         pool_size: how many heads are screened into the pool (K).
         max_heads: the largest number of heads a query (P).
         max_layer: only heads of so many layers (int) or of that share of them (float up to 1.0).
-        labels: how pseudo labels are made: ``"search"``, the published procedure on a list's own nDCG@10;
+        labels: how pseudo labels are made: ``"search"``, the published steps, on a list's own nDCG@10;
             ``"search+prior"`` or ``"shrunk"``, which trust a single list less; ``"utility"``, soft labels that no
             search is needed for; or a function: see :mod:`~pyterrier_routehead.labels`.
         layer: the layer whose hidden state embeds the query; None for the middle one.
@@ -433,7 +434,9 @@ class RouteHeadReranker(FittedReranker):
         if not set(qids).isdisjoint(one.candidates.qid for one in held):
             raise AssertionError("a held-out query has a label")
         self.labels_ = labels.table(qids, pool.heads)
-        weights, self.report_ = train(replace(data, targets=labels.targets), held_out, self._selection(), settings)
+        weights, self.report_ = train(
+            replace(data, targets=labels.targets), held_out, self._selection(), settings, progress=self.verbose
+        )
         best = self.report_["held-out nDCG@10"].idxmax()
         said = {
             "labels": self._labels_name() if settings.labels else None,

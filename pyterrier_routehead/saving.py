@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pyterrier as pt
 
 
@@ -23,5 +24,11 @@ def save_artifact(artifact: pt.Artifact, path: str | Path, files: Mapping[str, b
 
 
 def as_json(said: object) -> bytes:
-    """Plain values as JSON for people to read."""
-    return (json.dumps(said, indent=1) + "\n").encode()
+    """Plain values, numpy's too, as JSON for people to read."""
+    return (json.dumps(said, indent=1, default=_plain) + "\n").encode()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{value!r} cannot be written as JSON")

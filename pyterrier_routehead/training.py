@@ -1,6 +1,7 @@
 """Trains a router's weights on pseudo labels, or on the ranking itself.
 
-Binary cross-entropy on the labels plus a regulariser that keeps few heads (RouteHead, arXiv 2604.24608); sizes,
+A loss on pseudo labels plus a regulariser that keeps few heads (RouteHead, arXiv 2604.24608). That the loss is binary
+cross-entropy, with positive labels weighted up, and that the regulariser is L1 on the probabilities we infer; sizes,
 optimiser and the choice of the epoch, by nDCG@10 of the routed ranking on held-out queries, are ours. So is the loss on
 the ranking, which is what a router weighs the whole pool by its logits with.
 """
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import pyterrier as pt
 import torch
 from scipy.special import logit
 from torch import nn
@@ -39,10 +41,10 @@ class TrainingSettings:
             labels.
         query_ridge: the same for what the query alone adds to the logits; a few hundred training queries say little
             about it.
-        start: ``"frequency"``: from how often each head is labelled (where logits are weights: from equal ones);
-            ``"ridge"``: from a ridge regression of the labels' log-odds on the query embedding, its penalty by
-            generalised cross-validation (an extension of ours: where little is known of the query's part, it is kept
-            small).
+        start: ``"frequency"``: each head's own part from how often it is labelled (where logits are weights: from equal
+            ones), the query's part small and at random; ``"ridge"``: from a ridge regression of the labels' log-odds on
+            the query embedding, its penalty by generalised cross-validation (an extension of ours: where little is
+            known of the query's part, it is kept small).
         seed: of the weights, the order of queries and dropout.
     """
 
@@ -160,9 +162,21 @@ def ridge_regression(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def train(
-    data: RoutingData, held_out: RoutingData, selection: Selection, settings: TrainingSettings
+    data: RoutingData,
+    held_out: RoutingData,
+    selection: Selection,
+    settings: TrainingSettings,
+    *,
+    progress: bool = False,
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """Train on some queries and keep the epoch that routes held-out queries best.
+
+    Args:
+        data: the queries to learn from.
+        held_out: the queries that choose the epoch.
+        selection: how heads are chosen.
+        settings: see the class.
+        progress: show a bar of epochs.
 
     Returns:
         The weights, as :class:`~pyterrier_routehead.router.HeadRouter` takes them, and a report: for each epoch the
@@ -170,11 +184,11 @@ def train(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return _train(data, held_out, selection, settings)
+        return _train(data, held_out, selection, settings, progress)
 
 
 def _train(
-    data: RoutingData, held_out: RoutingData, selection: Selection, settings: TrainingSettings
+    data: RoutingData, held_out: RoutingData, selection: Selection, settings: TrainingSettings, progress: bool
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     model = _Router(data, selection, settings)
     ranked = _RankedLists(data, selection)
@@ -192,7 +206,8 @@ def _train(
                "ridge": settings.ridge, "query ridge": settings.query_ridge}
     factors = {name: factor for name, factor in factors.items() if factor}
     best, rows = -1.0, []
-    for epoch in range(settings.epochs + 1):
+    epochs = pt.tqdm(range(settings.epochs + 1), unit="epoch", desc="router", disable=not progress)
+    for epoch in epochs:
         sums = dict.fromkeys(["loss", *factors], 0.0)
         if epoch:  # the first row is the router as it starts
             model.train()
@@ -213,6 +228,7 @@ def _train(
         quality = float(_routed_ndcg(held_out, chosen, selection).mean())
         size = float((chosen != 0).sum(axis=1).mean())
         rows.append({"epoch": epoch, **sums, "chosen heads": size, "held-out nDCG@10": quality})
+        epochs.set_postfix({"held-out nDCG@10": f"{quality:.4f}"}, refresh=False)
         if quality > best + 1e-9:
             best, kept, since = quality, model.weights(log_sharpness.exp().item()), 0
         else:

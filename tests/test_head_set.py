@@ -274,6 +274,13 @@ def test_saving_overwrites_nothing(tmp_path):
     assert HeadSet(tmp_path / "set") == some_set()
 
 
+def test_a_criterions_settings_may_be_numpys(tmp_path):
+    settings = {"share": np.float32(0.5), "heads": np.int64(3), "grid": np.arange(2), "strict": np.bool_(True)}
+    own = HeadSet.of("0-0", model=some_set().model, detection=Detection("mine", settings, "some", 5))
+    said = own.save(tmp_path / "set").detection.settings
+    assert said == {"share": 0.5, "heads": 3, "grid": [0, 1], "strict": True}
+
+
 def test_a_part_of_a_loaded_set_can_be_saved_and_keeps_the_version(tmp_path):
     there = some_set().save(tmp_path / "set")
     file = there.path / "head_set.json"
@@ -334,6 +341,9 @@ def test_a_packed_set_comes_back_through_pyterriers_artifacts(tmp_path, monkeypa
         (lambda said: json.dumps(said | {"heads": ["9-0"], "scores": None}), "no readable head set: .*no head 9-0"),
         (lambda said: json.dumps(said | {"heads": ["0-0", "0-0"]}), "no readable head set: .*named twice"),
         (lambda said: json.dumps(said | {"scores": [1.0]}), "1 scores for 4 heads"),
+        (lambda said: json.dumps(said | {"scores": "abcd"}), "a score is a number, not 'a'"),
+        (lambda said: json.dumps(said | {"scores": [1, 2, None, 4]}), "a score is a number, not None"),
+        (lambda said: json.dumps(said | {"model": said["model"] | {"num_heads": 2.5}}), "2.5 is no number of layers"),
         (lambda said: json.dumps(said | {"model": {"name": "x"}}), "is no head set"),
         (lambda said: json.dumps(said | {"settings": {"colour": "red"}}), "unknown settings colour"),
         (lambda said: json.dumps(said | {"settings": {"token_filter": "3sigma"}}), "token_filter is one of"),

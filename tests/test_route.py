@@ -990,6 +990,12 @@ def test_sliding_windows_are_warned_of_once():
     assert len([one for one in told if "sliding windows" in str(one.message)]) == 1
 
 
+@pytest.mark.parametrize("verbose", [True, False])
+def test_training_shows_its_progress_if_asked_to(llm, scored, capsys, verbose):
+    RouteHeadReranker(llm=llm, verbose=verbose, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    assert ("held-out nDCG@10" in capsys.readouterr().err) == verbose
+
+
 def test_other_weighting_after_fit_is_refused(llm, scored):
     reranker = RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS)
     reranker.weighting = "logit"
