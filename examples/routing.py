@@ -4,12 +4,14 @@
 
 SmolLM2-135M-Instruct (GGUF). Everything is fitted on clean training queries of SciFact and NFCorpus at the top 20, with
 settings chosen on their validation queries, and tested on SciFact, NFCorpus and Vaswani at the top 20 and 40, on one
-pass of the model per query. What the model reads is kept in a store (see head_detection.py, which reads the same lists
+pass of the model per query; beside it stands what choosing heads by a query's own judgements would give, and what
+chance would (oracles.py). What the model reads is kept in a store (see head_detection.py, which reads the same lists
 and says how long that takes); with the store filled, this takes a quarter of an hour. The step ``ship`` makes the
 routers that come with the package, from SciFact alone. ``--model`` and ``--max-layers`` as in head_detection.py. Needs
 LightGBM.
 """
 
+import argparse
 import shutil
 import warnings
 from itertools import product
@@ -20,6 +22,7 @@ import pandas as pd
 import pyterrier as pt
 from scipy import stats
 
+from oracles import ceilings, judged_lists, label_quality, pool_of
 from pyterrier_routehead import (
     CoReHeadReranker,
     FrozenLLM,
@@ -291,11 +294,27 @@ def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid:
     made.router_.save(folder)
 
 
+def oracles(
+    llm: FrozenLLM, reading: str, store: HeadScoreStore, args: argparse.Namespace
+) -> None:
+    """What labels are worth on half lists of training queries, and ceilings beside chance on the test queries."""
+    lists, *_ = judged_lists(*together(read_judged(llm, reading, store, 0, args.train)))
+    made, rows = {"labels": label_quality(lists)}, []
+    for collection in COLLECTIONS.values():
+        topics, qrels = collection.test_queries(args.test[0])
+        frame = scorer(llm, reading, store, collection.title_field)(collection.first_stage(20)(topics))
+        rows.append({"collection": collection.name, **ceilings(judged_lists(frame, qrels)[0], pool_of(lists))})
+    made["ceilings"] = pd.DataFrame(rows)
+    for name, table in made.items():
+        table.round(4).to_csv(args.output / f"{name}-{reading}.csv", index=False)
+        print(f"\n{reading}, {name}\n{table.round(4).to_string(index=False)}", flush=True)
+
+
 def main() -> None:
     """Read, fit, test and print; each step can be left out."""
     parser = experiment_arguments(__doc__.splitlines()[0], RESULTS)
     add_test_arguments(parser)
-    parser.add_argument("--steps", nargs="+", default=["test", "tables"], help="of ship, test, tables")
+    parser.add_argument("--steps", nargs="+", default=["test", "oracles", "tables"], help="or ship")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightgbm")  # PyTerrier hands it arguments by their old names
     llm, store = opened(args)
@@ -307,6 +326,8 @@ def main() -> None:
             for (depth, number), name in product(zip(DEPTHS, args.test, strict=True), args.collections):
                 if number != 0:
                     test(llm, systems, COLLECTIONS[name], depth, reading, store, number, args.output)
+        if "oracles" in args.steps:
+            oracles(llm, reading, store, args)
     if "tables" in args.steps:
         tables(args.output)
 

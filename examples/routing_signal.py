@@ -1,11 +1,12 @@
-"""Is there anything to route? What pseudo labels are worth, whether queries foretell them, and what each option gives.
+"""Do queries foretell which heads rank them well, and what does each option of RouteHead give?
 
     python examples/routing_signal.py
 
 On the training and validation queries of examples/routing.py (SmolLM2-135M-Instruct, SciFact and NFCorpus, top 20),
-from the same store. Tests of labels are on half lists: heads are chosen on one half of a query's candidates and judged
-on the other. Everything else is judged on the validation queries, which take no part in training here: a fifth of the
-training queries is held out to choose the epoch. A quarter of an hour on two cores with the store filled.
+from the same store. All is judged on the validation queries, which take no part in training here: a fifth of the
+training queries is held out to choose the epoch. They did take part in choosing some defaults, though: those of
+``FOR_LOGITS`` and ``BY_UTILITY`` were set by cross-validation over training and validation queries together. A quarter
+of an hour on two cores with the store filled.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,25 +15,16 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
+from oracles import MOST, judged_lists, pool_of
 from pyterrier_routehead import FrozenLLM, QRHeadReranker, RouteHeadReranker
-from pyterrier_routehead.labels import (
-    RECIPES,
-    best_heads,
-    half_list_quality,
-    halves,
-    head_utility,
-    make_labels,
-    reliability,
-    static,
-)
+from pyterrier_routehead.labels import head_utility, make_labels
 from pyterrier_routehead.query_encoder import QueryState, embed_query
-from pyterrier_routehead.search import JudgedLists, ndcg, search_sets
+from pyterrier_routehead.search import JudgedLists, search_sets
 from pyterrier_routehead.training import ridge_regression
 from routing import BY_UTILITY, RESULTS, SEEDS, WHOLE_POOL, quality
-from testbed import COLLECTIONS, experiment_arguments, opened, read_judged, scorer, together
+from testbed import experiment_arguments, opened, read_judged, together
 
-POOL, MOST = 64, 8
-STEPS = ["labels", "ceilings", "layers", "frequency", "curve", "ablations"]
+STEPS = ["layers", "frequency", "curve", "ablations"]
 LAYERS = (0, 5, 10, 15, 20, 25, 29)
 SIZES = (100, 200, 400)
 ABLATIONS = {
@@ -58,7 +50,10 @@ ABLATIONS = {
     "weighting='probability'": {"weighting": "probability"},
     "the ranking in the loss": {"weighting": "probability", "training": {"ranking": 1.0}},
     "4 static heads": {"static_heads": 4},
+    "unsure below 0.5": {"unsure": 0.5},
     "evidence": {"evidence": True},
+    "source='tail'": {"source": "tail"},
+    "first_stage_weight 1": {"first_stage_weight": 1.0},
     "weighting='logit'": WHOLE_POOL,
     "weighting='logit', pool of 64": {"weighting": "logit"},
     "weighting='logit', evidence": {**WHOLE_POOL, "evidence": True},
@@ -69,67 +64,6 @@ ABLATIONS = {
 
 def _without_exchange(lists: JudgedLists, most: int) -> np.ndarray:
     return search_sets(lists, most, exchange=False).members.astype(float)
-
-
-def judged_lists(frame: pd.DataFrame, qrels: pd.DataFrame) -> tuple[JudgedLists, list[str], list[str]]:
-    """Lists with a relevant and another candidate, over all heads, with their qids and queries."""
-    labels = frame[["qid", "docno"]].merge(qrels, on=["qid", "docno"], how="left")["label"].fillna(0).to_numpy()
-    scores, gains, qids, queries = [], [], [], []
-    for qid, own in frame.assign(gain=np.maximum(labels, 0)).groupby("qid", sort=False):
-        gain = own["gain"].to_numpy(dtype=float)
-        if (gain > 0).any() and (gain == 0).any():
-            scores.append(np.stack(own["head_scores"]).astype(np.float64))
-            gains.append(gain)
-            qids.append(qid)
-            queries.append(own["query"].iloc[0])
-    return JudgedLists.of(scores, gains), qids, queries
-
-
-def pool_of(lists: JudgedLists) -> np.ndarray:
-    """The heads that rank best alone, as RouteHead screens them."""
-    return np.argsort(-ndcg(lists, lists.scores).mean(axis=0), kind="stable")[:POOL]
-
-
-def shuffled(lists: JudgedLists, seed: int = 0) -> JudgedLists:
-    """The same lists with the judgements dealt anew among each list's candidates: nothing is left to learn."""
-    rng, gains = np.random.default_rng(seed), lists.gains.copy()
-    for own, there in zip(gains, lists.there, strict=True):
-        own[there] = rng.permutation(own[there])
-    return JudgedLists(lists.scores, gains, lists.there)
-
-
-def label_quality(lists: JudgedLists) -> pd.DataFrame:
-    """Half-list quality of each recipe, for real and for shuffled judgements."""
-    own = lists.heads(pool_of(lists))
-    recipes = {"static": static, **RECIPES, "best 8 of the other half": _best_single}
-    rows = []
-    for name, recipe in recipes.items():
-        real, chance = (half_list_quality(recipe, some, MOST) for some in (own, shuffled(own)))
-        labels = make_labels(recipe, own, MOST)
-        rows.append({"labels": name, "half lists": real, "half lists, shuffled": chance,
-                     "own list": labels.after.mean(), "heads": labels.targets.sum(axis=1).mean()})
-    return pd.DataFrame(rows).assign(lists=len(halves(own, 0)[0]), reliability=reliability(own))
-
-
-def _best_single(lists: JudgedLists, most: int) -> np.ndarray:
-    return best_heads(head_utility(lists), most)
-
-
-def ceilings(lists: JudgedLists, heads: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """What choosing for each query by its own judgements would give, beside what as many random choices give."""
-    rng = np.random.default_rng(seed)
-    orders = rng.random((*lists.there.shape, lists.scores.shape[2]))
-    single = ndcg(lists, lists.scores)
-    own = lists.heads(heads)
-    random_heads = JudgedLists(rng.random(own.scores.shape), own.gains, own.there)
-    return {
-        "lists": len(lists),
-        "static 8": ndcg(own, own.scores[:, :, :MOST].sum(axis=2, keepdims=True))[:, 0].mean(),
-        "best head": single.max(axis=1).mean(),
-        "best of as many random orders": ndcg(lists, orders).max(axis=1).mean(),
-        "searched 8 of 64": search_sets(own, MOST).after.mean(),
-        "searched 8 of 64 random columns": search_sets(random_heads, MOST).after.mean(),
-    }
 
 
 def foretelling(llm: FrozenLLM, parts: dict[str, tuple[tuple, tuple]]) -> pd.DataFrame:
@@ -155,7 +89,7 @@ def foretelling(llm: FrozenLLM, parts: dict[str, tuple[tuple, tuple]]) -> pd.Dat
             x, test_x = (x - centre) / scale, (test_x - centre) / scale
             found = _correlation(test_x @ ridge_regression(x, wanted), real)
             chance = [
-                _correlation(test_x @ ridge_regression(x, wanted[rng.permutation(len(x))]), real) for _ in range(20)
+                _correlation(test_x @ ridge_regression(x, wanted[rng.permutation(len(x))]), real) for _ in range(100)
             ]
             rows.append({"queries of": name, "training lists": len(x), "layer": state.layer, "pooling": state.pooling,
                          "correlation": found, "shuffled queries, 95th percentile": np.percentile(chance, 95)})
@@ -224,8 +158,10 @@ def learning_curve(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
 
 def ablations(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
     """nDCG@10 on the validation queries with one option changed at a time."""
-    rows = [{"option": "static: single-head nDCG, 8 heads",
-             **over_seeds(lambda seed: QRHeadReranker(k=8, criterion="ndcg@10"), train, valid)}]
+    rows = []
+    for weight, suffix in ((0.0, ""), (1.0, ", first_stage_weight 1")):
+        static = over_seeds(lambda seed, own=weight: QRHeadReranker(k=8, first_stage_weight=own), train, valid)
+        rows.append({"option": f"static: single-head nDCG, 8 heads{suffix}", **static})
     for name, options in ABLATIONS.items():
         row = over_seeds(lambda seed, own=options: RouteHeadReranker(llm=llm, seed=seed, **own), train, valid)
         rows.append({"option": name, **row})
@@ -236,29 +172,24 @@ def ablations(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compute each table from the store and write it."""
     parser = experiment_arguments(__doc__.splitlines()[0], RESULTS)
-    parser.add_argument("--test", type=int, help="test queries of each collection, for the ceilings (all)")
     parser.add_argument("--steps", nargs="+", default=STEPS)
     args = parser.parse_args(arguments)
     llm, store = opened(args)
+    # The ablation of a router's source wants hidden states of the re-ranking pass too.
+    hidden = [llm.total_layers // 2] if "ablations" in args.steps else None
     for reading in args.readings:
-        by_name = [read_judged(llm, reading, store, part, args.train if part == 0 else args.valid) for part in (0, 1)]
+        by_name = [
+            read_judged(llm, reading, store, part, number, hidden_layers=hidden)
+            for part, number in enumerate((args.train, args.valid))
+        ]
         train, valid = map(together, by_name)
         parts = {"both": (train, valid), **{name: (by_name[0][name], by_name[1][name]) for name in by_name[0]}}
-        lists, *_ = judged_lists(*train)
         made = {
-            "labels": lambda lists=lists: label_quality(lists),
             "layers": lambda parts=parts: foretelling(llm, parts),
             "frequency": lambda train=train, valid=valid: frequency(llm, train, valid),
             "curve": lambda train=train, valid=valid: learning_curve(llm, train, valid),
             "ablations": lambda train=train, valid=valid: ablations(llm, train, valid),
         }
-        if "ceilings" in args.steps:
-            rows = []
-            for name, collection in COLLECTIONS.items():
-                topics, qrels = collection.test_queries(args.test)
-                frame = scorer(llm, reading, store, collection.title_field)(collection.first_stage(20)(topics))
-                rows.append({"collection": name, **ceilings(judged_lists(frame, qrels)[0], pool_of(lists))})
-            made["ceilings"] = lambda rows=rows: pd.DataFrame(rows)
         for step in args.steps:
             table = made[step]().round(4)
             table.to_csv(args.output / f"{step}-{reading}.csv", index=False)

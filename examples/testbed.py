@@ -5,6 +5,7 @@ is the unseen test. Queries come in one fixed random order, so that a run on the
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +107,24 @@ def clean_splits() -> dict[str, tuple[Queries, Queries]]:
     dev = without(dev, near_duplicates(dev, test_topics))
     train = without(train, near_duplicates(train, test_topics), near_duplicates(train, dev))
     nfcorpus = [Queries(NFCORPUS, shuffled(train), train_qrels), Queries(NFCORPUS, shuffled(dev), dev_qrels)]
-    return {SCIFACT.name: tuple(scifact), NFCORPUS.name: tuple(nfcorpus)}
+    splits = {SCIFACT.name: tuple(scifact), NFCORPUS.name: tuple(nfcorpus)}
+    for learnt, chosen_by in splits.values():
+        tested, _ = learnt.collection.queries()
+        check_apart(learnt.topics, chosen_by.topics)
+        check_apart(learnt.topics, tested)
+        check_apart(chosen_by.topics, tested)
+    return splits
+
+
+def check_apart(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    """Queries that are learnt from, chosen by and tested on are others.
+
+    Raises:
+        AssertionError: naming queries that are in both, or near-duplicates of one.
+    """
+    shared = set(one["qid"]) & set(other["qid"]) | near_duplicates(one, other)
+    if shared:
+        raise AssertionError(f"queries are also in, or near, those they are to be kept from: {sorted(shared)[:5]}")
 
 
 def shuffled(topics: pd.DataFrame) -> pd.DataFrame:
@@ -114,20 +132,35 @@ def shuffled(topics: pd.DataFrame) -> pd.DataFrame:
     return topics.iloc[np.random.default_rng(0).permutation(len(topics))].reset_index(drop=True)
 
 
-def scorer(llm: FrozenLLM, reading: str, store: HeadScoreStore, title_field: str | None) -> AttentionHeadScorer:
+def scorer(
+    llm: FrozenLLM,
+    reading: str,
+    store: HeadScoreStore,
+    title_field: str | None,
+    hidden_layers: Sequence[int] | None = None,
+) -> AttentionHeadScorer:
     """Reads all heads once a list, raw scores too."""
     return AttentionHeadScorer(
-        llm=llm, document_attention=reading, raw=True, store=store, title_field=title_field, verbose=True
+        llm=llm, document_attention=reading, raw=True, hidden_layers=hidden_layers, store=store,
+        title_field=title_field, verbose=True,
     )
 
 
-def read_judged(llm: FrozenLLM, reading: str, store: HeadScoreStore, part: int, number: int, depth: int = 20) -> dict:
+def read_judged(
+    llm: FrozenLLM,
+    reading: str,
+    store: HeadScoreStore,
+    part: int,
+    number: int,
+    depth: int = 20,
+    hidden_layers: Sequence[int] | None = None,
+) -> dict:
     """Scored candidates and qrels of the training (part 0) or validation (1) queries, by collection."""
     read = {}
     for name, queries in clean_splits().items():
         own = queries[part]
         frame = own.candidates(depth, number)
-        read[name] = scorer(llm, reading, store, own.collection.title_field)(frame), own.qrels
+        read[name] = scorer(llm, reading, store, own.collection.title_field, hidden_layers)(frame), own.qrels
     return read
 
 

@@ -103,7 +103,7 @@ def test_routing_is_compared(tmp_path):
 
 
 @pytest.mark.parametrize("options", [["--model", "other"], ["--max-layers", "3"]])
-def test_another_models_tables_stay_apart_and_do_not_ship(signal, options, tmp_path):
+def test_another_models_tables_stay_apart_and_do_not_ship(examples, options, tmp_path):
     import testbed
 
     parser = testbed.experiment_arguments("", tmp_path / "committed")
@@ -119,15 +119,13 @@ def test_another_models_tables_stay_apart_and_do_not_ship(signal, options, tmp_p
 
 
 @pytest.fixture(scope="module")
-def signal():
-    """The module examples/routing_signal.py."""
+def examples():
+    """Has the modules of the folder examples at hand."""
     pytest.importorskip("lightgbm")
     pytest.importorskip("pyterrier_pisa")
     sys.path.insert(0, str(ROOT / "examples"))
     try:
-        import routing_signal
-
-        yield routing_signal
+        yield
     finally:
         sys.path.remove(str(ROOT / "examples"))
 
@@ -141,32 +139,47 @@ def lists_of_luck(count, documents, heads, relevant=1, seed=0):
     return JudgedLists(generator.random((count, documents, heads)), gains, np.ones_like(gains, dtype=bool))
 
 
-def test_the_chance_ceiling_is_the_best_of_as_many_random_orders(signal):
+def test_the_chance_ceiling_is_the_best_of_as_many_random_orders(examples):
+    import oracles
+
     # Of two documents one is relevant: an order gives 1 or 1 / log2(3), and the best of n misses with 1 / 2^n.
     for heads in (1, 2, 4):
-        found = signal.ceilings(lists_of_luck(4000, 2, heads), np.arange(heads))
+        found = oracles.ceilings(lists_of_luck(4000, 2, heads), np.arange(heads))
         miss = 0.5**heads
         expected = 1 - miss + miss / np.log2(3)
         assert found["best of as many random orders"] == pytest.approx(expected, abs=0.015)
         assert found["best head"] == pytest.approx(expected, abs=0.015)  # heads of luck reach no more
     right = lists_of_luck(300, 10, 4)
     right.scores[:, :, 2] = right.gains
-    found = signal.ceilings(right, np.arange(4))
+    found = oracles.ceilings(right, np.arange(4))
     assert found["best head"] == pytest.approx(1)
     assert found["best of as many random orders"] < 0.85
 
 
-def test_shuffled_judgements_leave_nothing_to_learn(signal):
+def test_shuffled_judgements_leave_nothing_to_learn(examples):
+    import oracles
+
     lists = lists_of_luck(200, 8, 5, relevant=3)
     lists.scores[:, :, 0] = lists.gains
-    control = signal.shuffled(lists)
+    control = oracles.shuffled(lists)
     assert (control.gains.sum(axis=1) == 3).all()
     assert not np.array_equal(control.gains, lists.gains)
     alone = [log_probability(own, own.scores)[:, 0].mean() for own in (lists, control)]
     assert alone[0] > alone[1] + 0.5
 
 
-def test_the_mean_over_collections_has_an_interval_drawn_by_queries_within_each(signal):
+def test_clean_queries_are_told_from_test_queries_and_from_one_another(examples):
+    from testbed import check_apart
+
+    train = pd.DataFrame({"qid": ["1", "2"], "query": ["blue whales eat krill daily", "a cup of flour"]})
+    other = pd.DataFrame({"qid": ["3"], "query": ["ships in the harbour"]})
+    check_apart(train, other)
+    for wrong in (other.assign(qid="2"), other.assign(query="Blue whales eat krill. Daily!")):
+        with pytest.raises(AssertionError, match="also in, or near"):
+            check_apart(train, wrong)
+
+
+def test_the_mean_over_collections_has_an_interval_drawn_by_queries_within_each(examples):
     import routing
 
     generator = np.random.default_rng(0)
