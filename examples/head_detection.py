@@ -6,8 +6,9 @@ SmolLM2-135M-Instruct (GGUF). Heads are found on clean training queries of SciFa
 chosen on their validation queries, and everything is tested on SciFact, NFCorpus and Vaswani. What the model reads is
 kept in a store in PyTerrier's home, so an interrupted run goes on where it stopped; the more queries, the longer (two
 cores: about 5 seconds a list of 20 read list-wise and 14 of 40, half of that block-wise). The tables go to
-examples/results. The step ``ship`` makes the head sets that come with the package, from SciFact alone. With ``--model``
-another model is read, with ``--max-layers`` its first layers alone; its tables need an ``--output`` of their own.
+examples/results; times are in them where head_set_cost.py has measured them. The step ``ship`` makes the head sets that
+come with the package, from SciFact alone. With ``--model`` another model is read, with ``--max-layers`` its first
+layers alone; its tables need an ``--output`` of their own.
 """
 
 import shutil
@@ -33,8 +34,10 @@ from testbed import (
     COLLECTIONS,
     DEPTHS,
     MEASURES,
+    NFCORPUS,
     READINGS,
     SCIFACT,
+    SHARED,
     Collection,
     add_test_arguments,
     clean_splits,
@@ -166,21 +169,25 @@ def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid:
         found.save(folder)
 
 
-def systems(reading: str, layers: int, results: Path) -> dict[str, pt.Transformer]:
-    """Re-rankers on head scores of so many layers: ICR, random heads, and each method's heads for every k."""
+def head_sets(reading: str, layers: int, results: Path) -> dict[str, HeadSet]:
+    """Random heads of so many layers, each method's heads for every k, and CoRe's in some shares of the layers."""
     found = {path.name.replace("-", " "): HeadSet(path) for path in sorted((results / "heads" / reading).iterdir())}
-    any_set = next(iter(found.values()))
-    plain = {"ICR": "all", **{f"random 8, seed {seed}": any_set.random(8, seed, below=layers) for seed in range(5)}}
-    plain |= {f"{name} {k}": head_set.top(k) for name, head_set in found.items() for k in KS}
-    pruned = found["CoRe"]
-    plain |= {f"CoRe 8 in {share:g} of the layers": pruned.below(int(pruned.model.num_layers * share)).top(8)
-              for share in (0.7, 0.5)}
+    core = found["CoRe"]
+    return {
+        **{f"random 8, seed {seed}": core.random(8, seed, below=layers) for seed in range(5)},
+        **{f"{name} {k}": head_set.top(k) for name, head_set in found.items() for k in KS},
+        **{f"CoRe 8 in {share:g} of the layers": core.below(int(core.model.num_layers * share)).top(8)
+           for share in (0.7, 0.5)},
+    }
+
+
+def systems(reading: str, layers: int, results: Path) -> dict[str, pt.Transformer]:
+    """Re-rankers on head scores of so many layers: ICR and the head sets, without and with BM25's score."""
     made = {}
     for weight, suffix in ((0.0, ""), (1.0, " + BM25")):
-        for name, heads in plain.items():
-            ranker = ICRReranker if name == "ICR" else StaticHeadReranker
-            own = {} if name == "ICR" else {"heads": heads}
-            made[name + suffix] = ranker(**own, first_stage_weight=weight)
+        made["ICR" + suffix] = ICRReranker(first_stage_weight=weight)
+        for name, heads in head_sets(reading, layers, results).items():
+            made[name + suffix] = StaticHeadReranker(heads, first_stage_weight=weight)
     return made
 
 
@@ -213,17 +220,15 @@ def test(
 
 
 def tables(results: Path) -> None:
-    """Means, intervals and tests from the values per query that are there."""
-    rows = []
+    """Means, intervals and tests from the values per query that are there, and times from head_set_cost.py."""
+    rows, seconds = [], known_seconds(results)
     for name, depth, reading in product(COLLECTIONS, DEPTHS, READINGS):
         file = results / f"perquery-{name}-{depth}-{reading}.csv"
         if not file.exists():
             continue
         values = pd.read_csv(file, index_col=["measure", "qid"])
         ndcg, reciprocal = (values.loc[str(measure)] for measure in MEASURES)
-        random = {s: ndcg[[c for c in ndcg if c.startswith("random") and c.endswith("BM25") == bool(s)]].mean(axis=1)
-                  for s in ("", " + BM25")}
-        ndcg = ndcg.assign(**{f"random 8, mean of 5{s}": column for s, column in random.items()})
+        ndcg, reciprocal = (with_mean_of_random(own) for own in (ndcg, reciprocal))
         chosen = chosen_k(reading, results)
         for system in ndcg:
             own, suffix = ndcg[system], " + BM25" if system.endswith("+ BM25") else ""
@@ -234,15 +239,44 @@ def tables(results: Path) -> None:
             rows.append({
                 "collection": name, "depth": depth, "reading": reading, "system": system, "queries": len(own),
                 "nDCG@10": own.mean(), "low": interval.low, "high": interval.high,
-                "RR@10": reciprocal[system].mean() if system in reciprocal else np.nan,
+                "RR@10": reciprocal[system].mean(),
+                "s a query": seconds.get((reading, depth, system.removesuffix(suffix)), np.nan),
                 **p, "k chosen on validation": system.removesuffix(suffix) in chosen,
             })
     table = pd.DataFrame(rows).round(4)
+    table[SHARED] = np.where(table["collection"] == NFCORPUS.name, "yes", "no")
     table.to_csv(results / "table.csv", index=False)
     shown = table[table["k chosen on validation"] | table["system"].str.match("BM25|ICR|random 8, mean")]
     for (name, depth, reading), own in shown.groupby(["collection", "depth", "reading"], sort=False):
         print(f"\n{name}, top {depth}, {reading}, {own['queries'].iloc[0]} queries")
-        print(own.drop(columns=["collection", "depth", "reading", "queries"]).to_string(index=False))
+        if name == NFCORPUS.name:
+            print("(training and validation queries share relevant documents with these)")
+        print(own.drop(columns=["collection", "depth", "reading", "queries", SHARED]).to_string(index=False))
+
+
+def with_mean_of_random(values: pd.DataFrame) -> pd.DataFrame:
+    """Values by system with two more: the mean of the random sets, without and with BM25's score."""
+    random = {
+        suffix: values[[c for c in values if c.startswith("random") and c.endswith("BM25") == bool(suffix)]]
+        for suffix in ("", " + BM25")
+    }
+    return values.assign(**{f"random 8, mean of 5{suffix}": own.mean(axis=1) for suffix, own in random.items()})
+
+
+def known_seconds(results: Path) -> dict[tuple[str, int, str], float]:
+    """Seconds a query by reading, depth and system, where head_set_cost.py has measured them."""
+    file = results / "cost.csv"
+    if not file.exists():
+        return {}
+    cost, known = pd.read_csv(file), {}
+    for depth in DEPTHS:
+        if f"s, top {depth}" in cost:
+            own = cost.set_index(["reading", "heads"])[f"s, top {depth}"]
+            known |= {(reading, depth, name): value for (reading, name), value in own.items()}
+            for reading in READINGS:
+                random = [value for (r, name), value in own.items() if r == reading and name.startswith("random")]
+                known[reading, depth, "random 8, mean of 5"] = np.mean(random)
+    return known
 
 
 def chosen_k(reading: str, results: Path) -> set[str]:

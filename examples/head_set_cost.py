@@ -1,10 +1,11 @@
-"""What head sets cost beside ICR: time and memory of the best heads in all, 0.7 and 0.5 of the layers.
+"""What head sets cost beside ICR: time of every set of head_detection.py, memory of those that validation chose.
 
     python examples/head_set_cost.py
 
 SmolLM2-135M-Instruct (GGUF), heads from examples/results/head_detection, BM25's candidates of a SciFact test query. The
 model is loaded only up to the deepest head of a set. Ratios are against all heads of all layers (ICR) in the same run.
-How well the sets rank is in examples/results/head_detection/table.csv. About ten minutes on two cores.
+How well the sets rank is in examples/results/head_detection/table.csv, to which ``head_detection.py --steps tables``
+then adds the times. About twenty minutes on two cores.
 """
 
 import argparse
@@ -18,22 +19,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from head_detection import RESULTS, chosen_k
-from measuring import in_turns, peak_memory
+from head_detection import RESULTS, chosen_k, head_sets
+from measuring import clock, in_turns, peak_memory
 from pyterrier_routehead import FrozenLLM, HeadSet, ICRReranker, StaticHeadReranker
 from pyterrier_routehead.default_model import packaged_gguf
-from testbed import SCIFACT
-
-
-def head_sets(reading: str, results: Path) -> dict[str, HeadSet | None]:
-    """What is measured: ICR (None), CoRe's 8 heads in some shares of the layers, and each method's choice of k."""
-    core = HeadSet(results / "heads" / reading / "CoRe")
-    sets = {f"CoRe 8 in {share:g} of the layers": core.below(int(core.model.num_layers * share)).top(8)
-            for share in (1.0, 0.7, 0.5)}
-    for chosen in sorted(chosen_k(reading, results)):
-        name, k = chosen.rsplit(" ", 1)
-        sets[chosen] = HeadSet(results / "heads" / reading / name.replace(" ", "-")).top(int(k))
-    return {"ICR": None, **sets}
+from testbed import READINGS, SCIFACT
 
 
 def reranker(reading: str, heads: HeadSet | None) -> StaticHeadReranker:
@@ -77,26 +67,33 @@ def main() -> None:
         print(json.dumps(memory(args.memory_of[0], int(args.memory_of[1]))))
         return
     rows = []
-    for reading in ("listwise", "blockwise"):
-        sets = head_sets(reading, args.results)
-        peaks = {number: memory_apart(reading, number) for number in {layers(heads) for heads in sets.values()}}
-        # Sets of the same depth cost the same: the first of each depth is timed.
+    for reading in READINGS:
+        core = HeadSet(args.results / "heads" / reading / "CoRe").top(8)
+        sets = {"ICR": None, "CoRe 8 in 1 of the layers": core, **head_sets(reading, 30, args.results)}
+        # Sets of the same depth cost the same: the first of each depth is timed. Memory is for those that validation
+        # chose, since each takes a process of its own.
+        chosen = {"ICR"} | {name for name in sets if name in chosen_k(reading, args.results) or " of the " in name}
+        peaks = {number: memory_apart(reading, number) for number in {layers(sets[name]) for name in chosen}}
         by_layers = {layers(heads): reranker(reading, heads) for heads in reversed(sets.values())}
-        times = {}
+        times, first_stage = {}, {}
         for depth in args.depths:
-            frame = SCIFACT.first_stage(depth)(SCIFACT.test_queries(1)[0])
+            candidates, topics = SCIFACT.first_stage(depth), SCIFACT.test_queries(1)[0]
+            frame = candidates(topics)
             runs = {number: partial(ranker, frame) for number, ranker in by_layers.items()}
-            times[depth], _ = in_turns(runs, runs.values(), args.rounds)
+            times[depth], _ = in_turns(runs, () if times else runs.values(), args.rounds)
+            first_stage[depth] = np.median([clock(partial(candidates, topics))[0] for _ in range(args.rounds)])
+        bm25 = {f"s, top {depth}": seconds for depth, seconds in first_stage.items()}
+        rows.append({"reading": reading, "heads": "BM25", **bm25})
         for name, heads in sets.items():
             number = layers(heads)
             ratios = {f"time over ICR, top {depth}": np.median(np.divide(own[number], own[30]))
                       for depth, own in times.items()}
             seconds = {f"s, top {depth}": np.median(own[number]) for depth, own in times.items()}
-            memory_ratio = peaks[number] / peaks[30]
+            memory_ratio = peaks[number] / peaks[30] if name in chosen else np.nan
             rows.append({"reading": reading, "heads": name, "layers run": number, **seconds, **ratios,
                          "memory over ICR": memory_ratio})
-        table = pd.DataFrame(rows).round(3)
-        table.to_csv(args.results / "cost.csv", index=False)
+    table = pd.DataFrame(rows).round(3).convert_dtypes()
+    table.to_csv(args.results / "cost.csv", index=False)
     print(table.to_string(index=False))
 
 

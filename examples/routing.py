@@ -36,7 +36,9 @@ from testbed import (
     COLLECTIONS,
     DEPTHS,
     MEASURES,
+    NFCORPUS,
     READINGS,
+    SHARED,
     Collection,
     add_test_arguments,
     experiment_arguments,
@@ -230,7 +232,8 @@ def tables(results: Path) -> None:
             holm = np.full(len(p), np.nan)
             holm[tested] = multipletests(np.array(p)[tested], method="holm")[1]
             for row, corrected in zip(found, holm, strict=True):
-                place = {"collection": name, "depth": depth, "reading": reading, "queries": len(ndcg)}
+                place = {"collection": name, "depth": depth, "reading": reading, "queries": len(ndcg),
+                         SHARED: "yes" if name == NFCORPUS.name else "no"}
                 rows.append({**place, **row, "p, Holm": corrected,
                              "chosen on validation": row["system"] in chosen.values()})
             for one, other in product(("routed", "unrouted"), ("BM25", "ICR", "static", "LambdaMART", "unrouted")):
@@ -245,7 +248,9 @@ def tables(results: Path) -> None:
     shown = pd.DataFrame(rows).round(3).drop(columns=["p"])
     for (name, depth, reading), own in shown.groupby(["collection", "depth", "reading"], sort=False):
         print(f"\n{name}, top {depth}, {reading}, {own['queries'].iloc[0]} queries")
-        print(own.drop(columns=["collection", "depth", "reading", "queries"]).to_string(index=False))
+        if name == NFCORPUS.name:
+            print("(training and validation queries share relevant documents with these)")
+        print(own.drop(columns=["collection", "depth", "reading", "queries", SHARED]).to_string(index=False))
     print("\nnDCG@10 points, mean over collections and depths")
     print(summary.to_string(index=False))
 

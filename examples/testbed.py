@@ -18,6 +18,8 @@ from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, HeadScoreStore
 from pyterrier_routehead.default_model import packaged_gguf
 from pyterrier_routehead.splits import near_duplicates, sharing_relevant, split_by_group, without
 
+SHARED = "relevant documents shared with training"
+"""Column that says so of NFCorpus; see `clean_splits`."""
 READINGS = ("listwise", "blockwise")
 DEPTHS = (20, 40)
 MEASURES = [pt.measures.nDCG @ 10, pt.measures.RR @ 10]
