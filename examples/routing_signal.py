@@ -33,7 +33,7 @@ ABLATIONS = {
     "labels='utility', ridge": BY_UTILITY,
     "labels='utility', ridge, 4 heads": {**BY_UTILITY, "min_heads": 4, "max_heads": 4},
     "labels='utility', no ridge": {**BY_UTILITY, "training": {**BY_UTILITY["training"], "start": "frequency"}},
-    "labels='utility', no query": {
+    "labels='utility', untrained": {
         **BY_UTILITY, "training": {**BY_UTILITY["training"], "start": "frequency", "epochs": 0}},
     "labels='search', without exchange": {"labels": lambda lists, most: _without_exchange(lists, most)},
     "sparsity 0": {"training": {"sparsity": 0.0}},
@@ -89,7 +89,7 @@ def foretelling(llm: FrozenLLM, parts: dict[str, tuple[tuple, tuple]]) -> pd.Dat
             x, test_x = (x - centre) / scale, (test_x - centre) / scale
             found = _correlation(test_x @ ridge_regression(x, wanted), real)
             chance = [
-                _correlation(test_x @ ridge_regression(x, wanted[rng.permutation(len(x))]), real) for _ in range(100)
+                _correlation(test_x @ ridge_regression(x, wanted[rng.permutation(len(x))]), real) for _ in range(20)
             ]
             rows.append({"queries of": name, "training lists": len(x), "layer": state.layer, "pooling": state.pooling,
                          "correlation": found, "shuffled queries, 95th percentile": np.percentile(chance, 95)})

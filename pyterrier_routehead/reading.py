@@ -110,7 +110,7 @@ def shown_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model was read.
+    """Which model was read, and how to load it again; what else was given for loading (``model_kwargs``) is not kept.
 
     Args:
         name: its id, folder or file.
