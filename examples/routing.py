@@ -299,13 +299,11 @@ def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid:
     made.router_.save(folder)
 
 
-def oracles(
-    llm: FrozenLLM, reading: str, store: HeadScoreStore, args: argparse.Namespace
-) -> None:
+def oracles(llm: FrozenLLM, reading: str, store: HeadScoreStore, args: argparse.Namespace) -> None:
     """What labels are worth on half lists of training queries, and ceilings beside chance on the test queries."""
     lists, *_ = judged_lists(*together(read_judged(llm, reading, store, 0, args.train)))
     made, rows = {"labels": label_quality(lists)}, []
-    for collection in COLLECTIONS.values():
+    for collection in map(COLLECTIONS.get, args.collections):
         topics, qrels = collection.test_queries(args.test[0])
         frame = scorer(llm, reading, store, collection.title_field)(collection.first_stage(20)(topics))
         rows.append({"collection": collection.name, **ceilings(judged_lists(frame, qrels)[0], pool_of(lists))})
@@ -331,7 +329,7 @@ def main() -> None:
             for (depth, number), name in product(zip(DEPTHS, args.test, strict=True), args.collections):
                 if number != 0:
                     test(llm, systems, COLLECTIONS[name], depth, reading, store, number, args.output)
-        if "oracles" in args.steps:
+        if "oracles" in args.steps and args.test[0] != 0:
             oracles(llm, reading, store, args)
     if "tables" in args.steps:
         tables(args.output)

@@ -57,6 +57,8 @@ def test_heads_are_found_and_compared(tmp_path):
     assert {"BM25", "ICR", "CoRe 8", "QR 16 + BM25", "random 8, mean of 5"} <= set(rows.index)
     assert rows.loc["CoRe 8", "nDCG@10"] != rows.loc["ICR", "nDCG@10"]
     assert rows["k chosen on validation"].sum() == 2 * 6  # of six methods, with and without BM25's score
+    stability = pd.read_csv(table / "stability-blockwise.csv").set_index(["criterion", "queries"])["counted"]
+    assert stability["CoRe", "all"] == stability["CoRe", "SciFact alone"] + stability["CoRe", "NFCorpus alone"]
     assert HeadScoreStore(store).check() > 20
 
 
@@ -91,6 +93,10 @@ def test_routing_is_compared(tmp_path):
     assert {"ICR", "LambdaMART", "RouteHead", "RouteHead, logits + BM25", "weights without routing"} <= set(rows.index)
     assert rows["p, Holm"].dropna().between(0, 1).all()
     assert (rows["p, Holm"].dropna() >= rows["p"].dropna() - 1e-4).all()
+    ceilings = pd.read_csv(table / "ceilings-blockwise.csv").set_index("collection").loc["Vaswani"]
+    assert ceilings["best head"] >= ceilings["static 8"]
+    halves = pd.read_csv(table / "labels-blockwise.csv").set_index("labels")
+    assert {"static", "search", "best 8 of the other half"} <= set(halves.index)
     summary = pd.read_csv(table / "summary.csv").set_index("difference")
     static = rows.loc[rows["chosen on validation"] & (rows["against"] == rows.index)]
     routed = rows.loc[rows["chosen on validation"] & rows.index.str.startswith("RouteHead")]
