@@ -43,6 +43,7 @@ from testbed import (
     clean_splits,
     experiment_arguments,
     opened,
+    print_by_collection,
     read_judged,
     read_scifact,
     scorer,
@@ -247,11 +248,7 @@ def tables(results: Path) -> None:
     table[SHARED] = np.where(table["collection"] == NFCORPUS.name, "yes", "no")
     table.to_csv(results / "table.csv", index=False)
     shown = table[table["k chosen on validation"] | table["system"].str.match("BM25|ICR|random 8, mean")]
-    for (name, depth, reading), own in shown.groupby(["collection", "depth", "reading"], sort=False):
-        print(f"\n{name}, top {depth}, {reading}, {own['queries'].iloc[0]} queries")
-        if name == NFCORPUS.name:
-            print("(training and validation queries share relevant documents with these)")
-        print(own.drop(columns=["collection", "depth", "reading", "queries", SHARED]).to_string(index=False))
+    print_by_collection(shown)
 
 
 def with_mean_of_random(values: pd.DataFrame) -> pd.DataFrame:

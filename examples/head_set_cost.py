@@ -72,7 +72,7 @@ def main() -> None:
         sets = {"ICR": None, "CoRe 8 in 1 of the layers": core, **head_sets(reading, 30, args.results)}
         # Sets of the same depth cost the same: the first of each depth is timed. Memory is for those that validation
         # chose, since each takes a process of its own.
-        chosen = {"ICR"} | {name for name in sets if name in chosen_k(reading, args.results) or " of the " in name}
+        chosen = {"ICR", *chosen_k(reading, args.results), *(name for name in sets if " of the " in name)}
         peaks = {number: memory_apart(reading, number) for number in {layers(sets[name]) for name in chosen}}
         by_layers = {layers(heads): reranker(reading, heads) for heads in reversed(sets.values())}
         times, first_stage = {}, {}

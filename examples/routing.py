@@ -43,6 +43,7 @@ from testbed import (
     add_test_arguments,
     experiment_arguments,
     opened,
+    print_by_collection,
     read_judged,
     read_scifact,
     scorer,
@@ -246,11 +247,7 @@ def tables(results: Path) -> None:
     summary = _summary(differences)
     summary.to_csv(results / "summary.csv", index=False)
     shown = pd.DataFrame(rows).round(3).drop(columns=["p"])
-    for (name, depth, reading), own in shown.groupby(["collection", "depth", "reading"], sort=False):
-        print(f"\n{name}, top {depth}, {reading}, {own['queries'].iloc[0]} queries")
-        if name == NFCORPUS.name:
-            print("(training and validation queries share relevant documents with these)")
-        print(own.drop(columns=["collection", "depth", "reading", "queries", SHARED]).to_string(index=False))
+    print_by_collection(shown)
     print("\nnDCG@10 points, mean over collections and depths")
     print(summary.to_string(index=False))
 
@@ -302,11 +299,11 @@ def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid:
 def oracles(llm: FrozenLLM, reading: str, store: HeadScoreStore, args: argparse.Namespace) -> None:
     """What labels are worth on half lists of training queries, and ceilings beside chance on the test queries."""
     lists, *_ = judged_lists(*together(read_judged(llm, reading, store, 0, args.train)))
-    made, rows = {"labels": label_quality(lists)}, []
+    made, rows, heads = {"labels": label_quality(lists)}, [], pool_of(lists)
     for collection in map(COLLECTIONS.get, args.collections):
         topics, qrels = collection.test_queries(args.test[0])
         frame = scorer(llm, reading, store, collection.title_field)(collection.first_stage(20)(topics))
-        rows.append({"collection": collection.name, **ceilings(judged_lists(frame, qrels)[0], pool_of(lists))})
+        rows.append({"collection": collection.name, **ceilings(judged_lists(frame, qrels)[0], heads)})
     made["ceilings"] = pd.DataFrame(rows)
     for name, table in made.items():
         table.round(4).to_csv(args.output / f"{name}-{reading}.csv", index=False)

@@ -7,6 +7,7 @@ is the unseen test. Queries come in one fixed random order, so that a run on the
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,7 @@ class Queries:
         return self.collection.first_stage(depth)(self.topics.head(number))
 
 
+@cache
 def clean_splits() -> dict[str, tuple[Queries, Queries]]:
     """Training and validation queries by collection, cleaned of what is near their test queries.
 
@@ -188,6 +190,15 @@ def whole_table(values: pd.DataFrame, systems: list[str], qids: pd.Series) -> pd
     return wide.reindex(everything).fillna(0.0).round(4)
 
 
+def print_by_collection(table: pd.DataFrame) -> None:
+    """Print an experiment's results, one table for each collection, depth and reading."""
+    for (name, depth, reading), own in table.groupby(["collection", "depth", "reading"], sort=False):
+        print(f"\n{name}, top {depth}, {reading}, {own['queries'].iloc[0]} queries")
+        if name == NFCORPUS.name:
+            print("(training and validation queries share relevant documents with these)")
+        print(own.drop(columns=["collection", "depth", "reading", "queries", SHARED]).to_string(index=False))
+
+
 def experiment_arguments(description: str, output: Path) -> argparse.ArgumentParser:
     """The arguments that the experiments on head scores share."""
     parser = argparse.ArgumentParser(description=description)
@@ -220,3 +231,19 @@ def opened(args: argparse.Namespace) -> tuple[FrozenLLM, HeadScoreStore]:
     store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
     model = args.model or packaged_gguf()  # the hub's SmolLM2 has other weights than the GGUF
     return FrozenLLM(model, dtype="bfloat16", max_layers=args.max_layers), store
+
+
+def split_sizes(train: int, valid: int) -> pd.DataFrame:
+    """How many clean queries there are, and how many share a relevant document with a test query."""
+    rows = []
+    for name, split in clean_splits().items():
+        for part, queries, first in zip(("train", "validation"), split, (train, valid), strict=True):
+            shared = sharing_relevant(queries.qrels, queries.collection.queries()[1])
+            own = queries.topics["qid"].isin(shared)
+            rows.append({"collection": name, "part": part, "queries": len(own), "sharing": own.sum(),
+                         "first": first, "of these sharing": own.head(first).sum()})
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    print(split_sizes(200, 60).to_string(index=False))

@@ -36,8 +36,7 @@ class _DetectedHeadReranker(FittedReranker):
     @property
     def _ships(self) -> str | None:
         """The set of the package that stands in for ``fit``, if the criterion is left as it is."""
-        default = get_criterion(self._default)
-        return self._default if self._criteria() == [default] else None
+        return self._default if self._criteria() == [get_criterion(self._default)] else None
 
     def __repr__(self) -> str:
         depth = "" if self.depth is None else f", depth={self.depth}"
@@ -116,8 +115,7 @@ class _DetectedHeadReranker(FittedReranker):
     def _uses_shipped(self) -> bool:
         """Whether the heads are those that come with the package: nothing was fitted or given, for SmolLM2-135M."""
         found = self.heads is not None or hasattr(self, "head_set_")
-        choosing = len(_listed(self.k)) * len(self._criteria()) > 1
-        if found or choosing or self._ships is None:
+        if found or len(_listed(self.k)) > 1 or self._ships is None:
             return False
         return has_set(self._ships, self._attention()) and means_shipped_model(self.llm)
 
