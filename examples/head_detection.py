@@ -8,7 +8,7 @@ kept in a store in PyTerrier's home, so an interrupted run goes on where it stop
 cores: about 5 seconds a list of 20 read list-wise and 14 of 40, half of that block-wise). The tables go to
 examples/results; times are in them where head_set_cost.py has measured them. The step ``ship`` makes the head sets that
 come with the package, from SciFact alone. With ``--model`` another model is read, with ``--max-layers`` its first
-layers alone; its tables need an ``--output`` of their own.
+layers alone, with ``--dtype float32`` in full precision; such tables need an ``--output`` of their own.
 """
 
 import shutil

@@ -7,8 +7,8 @@ settings chosen on their validation queries, and tested on SciFact, NFCorpus and
 pass of the model per query; beside it stands what choosing heads by a query's own judgements would give, and what
 chance would (oracles.py). What the model reads is kept in a store (see head_detection.py, which reads the same lists
 and says how long that takes); with the store filled, this takes a quarter of an hour. The step ``ship`` makes the
-routers that come with the package, from SciFact alone. ``--model`` and ``--max-layers`` as in head_detection.py. Needs
-LightGBM.
+routers that come with the package, from SciFact alone. ``--model``, ``--max-layers`` and ``--dtype`` as in
+head_detection.py. Needs LightGBM.
 """
 
 import argparse

@@ -209,6 +209,7 @@ def experiment_arguments(description: str, output: Path) -> argparse.ArgumentPar
     parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")
     parser.add_argument("--model", help="GGUF file, folder or hub id (default: the GGUF of SmolLM2-135M-Instruct)")
     parser.add_argument("--max-layers", type=int, help="read no more than so many of its layers (all)")
+    parser.add_argument("--dtype", default="bfloat16", help="of its weights (bfloat16; a CPU without it is slow at it)")
     parser.set_defaults(committed=output)
     return parser
 
@@ -222,15 +223,17 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
 
 def opened(args: argparse.Namespace) -> tuple[FrozenLLM, HeadScoreStore]:
     """The model and the store of an experiment; makes the folder of its tables."""
-    if args.model or args.max_layers:
+    if args.model or args.max_layers or args.dtype != "bfloat16":
         if args.output == args.committed:
-            raise SystemExit(f"the tables in {args.output} are SmolLM2's: give another model an --output of its own")
+            raise SystemExit(
+                f"the tables in {args.output} are SmolLM2's in bfloat16: give another model an --output of its own"
+            )
         if "ship" in getattr(args, "steps", ()):
-            raise SystemExit("what ships is for SmolLM2-135M-Instruct: no --model with the step ship")
+            raise SystemExit("what ships is for SmolLM2-135M-Instruct in bfloat16: not with the step ship")
     args.output.mkdir(parents=True, exist_ok=True)
     store = HeadScoreStore(args.store or Path(pt.io.pyterrier_home()) / "routehead" / "scores")
     model = args.model or packaged_gguf()  # the hub's SmolLM2 has other weights than the GGUF
-    return FrozenLLM(model, dtype="bfloat16", max_layers=args.max_layers), store
+    return FrozenLLM(model, dtype=args.dtype, max_layers=args.max_layers), store
 
 
 def split_sizes(train: int, valid: int) -> pd.DataFrame:

@@ -108,7 +108,7 @@ def test_routing_is_compared(tmp_path):
 # What the experiments compute
 
 
-@pytest.mark.parametrize("options", [["--model", "other"], ["--max-layers", "3"]])
+@pytest.mark.parametrize("options", [["--model", "other"], ["--max-layers", "3"], ["--dtype", "float32"]])
 def test_another_models_tables_stay_apart_and_do_not_ship(examples, options, tmp_path):
     import testbed
 
@@ -121,7 +121,9 @@ def test_another_models_tables_stay_apart_and_do_not_ship(examples, options, tmp
         testbed.opened(parser.parse_args([*elsewhere, "--steps", "test", "ship"]))
     assert not any(tmp_path.iterdir())  # refused before anything is made
     llm, _ = testbed.opened(parser.parse_args(elsewhere))
-    assert (llm.name, llm.max_layers) in {("other", None), (default_model.packaged_gguf().name, 3)}
+    ours = default_model.packaged_gguf().name
+    opened = llm.name, llm.max_layers, llm.dtype
+    assert opened in {("other", None, "bfloat16"), (ours, 3, "bfloat16"), (ours, None, "float32")}
 
 
 @pytest.fixture(scope="module")
