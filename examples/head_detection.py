@@ -11,6 +11,7 @@ come with the package, from SciFact alone. With ``--model`` another model is rea
 layers alone, with ``--dtype float32`` in full precision; such tables need an ``--output`` of their own.
 """
 
+import argparse
 import shutil
 import time
 from itertools import product, zip_longest
@@ -69,26 +70,24 @@ def estimators() -> dict[str, pt.Estimator]:
     }
 
 
-def detect(
-    llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid: int, results: Path
-) -> None:
+def detect(llm: FrozenLLM, reading: str, store: HeadScoreStore, args: argparse.Namespace) -> None:
     """Find heads, choose k and temperature, compare sets of several sizes of the training data; write all of it."""
-    judged = read_judged(llm, reading, store, 0, train)
+    judged = read_judged(llm, reading, store, args, 0)
     frame, qrels = together(judged)
-    valid_frame, valid_qrels = together(read_judged(llm, reading, store, 1, valid))
+    valid_frame, valid_qrels = together(read_judged(llm, reading, store, args, 1))
     tried = []
     for name, method in estimators().items():
-        method.detection_data = f"SciFact train and NFCorpus train (clean), first {train} queries each"
+        method.detection_data = f"SciFact train and NFCorpus train (clean), first {args.train} queries each"
         start = time.perf_counter()
         method.fit(frame, qrels, valid_frame, valid_qrels)
         print(f"{reading}, {name}: fitted in {time.perf_counter() - start:.1f} s on head scores that had been read")
-        folder = results / "heads" / reading / name.replace(" ", "-")
+        folder = args.output / "heads" / reading / name.replace(" ", "-")
         shutil.rmtree(folder, ignore_errors=True)
         method.head_set_.save(folder)
-        tried.append(method.validation_.assign(method=name, queries=valid))
+        tried.append(method.validation_.assign(method=name, queries=args.valid))
     table = pd.concat(tried, ignore_index=True).round(4)
-    table.to_csv(results / f"validation-{reading}.csv", index=False)
-    stability(judged, qrels, reading, results)
+    table.to_csv(args.output / f"validation-{reading}.csv", index=False)
+    stability(judged, qrels, reading, args.output)
 
 
 def stability(judged: dict, qrels: pd.DataFrame, reading: str, results: Path) -> None:
@@ -292,7 +291,7 @@ def main() -> None:
     llm, store = opened(args)
     for reading in args.readings:
         if "detect" in args.steps:
-            detect(llm, reading, store, args.train, args.valid, args.output)
+            detect(llm, reading, store, args)
         if "ship" in args.steps:
             ship(llm, reading, store, args.train, args.valid)
     if "positions" in args.steps:

@@ -142,11 +142,10 @@ def quality(ranker: pt.Transformer, valid: tuple) -> float:
 
 
 def fit_all(
-    llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid: int, results: Path
+    llm: FrozenLLM, reading: str, store: HeadScoreStore, args: argparse.Namespace
 ) -> dict[str, pt.Transformer]:
     """Every system, fitted on the same training queries; how each does on the validation queries goes to a file."""
-    judged = together(read_judged(llm, reading, store, 0, train))
-    held_out = together(read_judged(llm, reading, store, 1, valid))
+    judged, held_out = (together(read_judged(llm, reading, store, args, part)) for part in (0, 1))
     systems, rows = {}, []
 
     def keep(name: str, kind: str, ranker: pt.Transformer, settings: str = "") -> None:
@@ -171,7 +170,7 @@ def fit_all(
                 router.fit(*judged, *held_out)
                 kind = "unrouted" if name in UNROUTED else "routed"
                 keep(f"{name}{suffix}, seed {seed}", kind, router, f"epoch {router.router_.report['epoch']}")
-    pd.DataFrame(rows).to_csv(results / f"validation-{reading}.csv", index=False)
+    pd.DataFrame(rows).to_csv(args.output / f"validation-{reading}.csv", index=False)
     return systems
 
 
@@ -298,7 +297,7 @@ def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid:
 
 def oracles(llm: FrozenLLM, reading: str, store: HeadScoreStore, args: argparse.Namespace) -> None:
     """What labels are worth on half lists of training queries, and ceilings beside chance on the test queries."""
-    lists, *_ = judged_lists(*together(read_judged(llm, reading, store, 0, args.train)))
+    lists, *_ = judged_lists(*together(read_judged(llm, reading, store, args, 0)))
     made, rows, heads = {"labels": label_quality(lists)}, [], pool_of(lists)
     for collection in map(COLLECTIONS.get, args.collections):
         topics, qrels = collection.test_queries(args.test[0])
@@ -322,7 +321,7 @@ def main() -> None:
         if "ship" in args.steps:
             ship(llm, reading, store, args.train, args.valid)
         if "test" in args.steps:
-            systems = fit_all(llm, reading, store, args.train, args.valid, args.output)
+            systems = fit_all(llm, reading, store, args)
             for (depth, number), name in product(zip(DEPTHS, args.test, strict=True), args.collections):
                 if number != 0:
                     test(llm, systems, COLLECTIONS[name], depth, reading, store, number, args.output)

@@ -73,8 +73,7 @@ def layers(
     llm: FrozenLLM, reading: str, store: HeadScoreStore, frame: pd.DataFrame, options: argparse.Namespace
 ) -> list[dict[str, float]]:
     """nDCG@10 on validation queries and time over all layers, by the share of layers that heads may come from."""
-    train = together(read_judged(llm, reading, store, 0, options.train))
-    valid = together(read_judged(llm, reading, store, 1, options.valid))
+    train, valid = (together(read_judged(llm, reading, store, options, part)) for part in (0, 1))
     deepest = {share: int(llm.num_layers * share + 1e-9) - 1 for share in SHARES}
     times, _ = in_turns(
         {

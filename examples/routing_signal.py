@@ -178,10 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # The ablation of a router's source wants hidden states of the re-ranking pass too.
     hidden = [llm.total_layers // 2] if "ablations" in args.steps else None
     for reading in args.readings:
-        by_name = [
-            read_judged(llm, reading, store, part, number, hidden_layers=hidden)
-            for part, number in enumerate((args.train, args.valid))
-        ]
+        by_name = [read_judged(llm, reading, store, args, part, hidden_layers=hidden) for part in (0, 1)]
         train, valid = map(together, by_name)
         parts = {"both": (train, valid), **{name: (by_name[0][name], by_name[1][name]) for name in by_name[0]}}
         made = {

@@ -86,9 +86,15 @@ class Queries:
     topics: pd.DataFrame
     qrels: pd.DataFrame
 
-    def candidates(self, depth: int, number: int) -> pd.DataFrame:
-        """BM25's candidates for the first so many."""
-        return self.collection.first_stage(depth)(self.topics.head(number))
+    def candidates(self, depth: int, number: int, telling_only: bool = False) -> pd.DataFrame:
+        """BM25's candidates for the first so many; or of those alone that have a relevant candidate and another."""
+        found = self.collection.first_stage(depth)(self.topics.head(number))
+        if not telling_only:
+            return found
+        relevant = self.qrels.loc[self.qrels["label"] > 0, ["qid", "docno"]]
+        share = pd.MultiIndex.from_frame(found[["qid", "docno"]]).isin(pd.MultiIndex.from_frame(relevant))
+        share = pd.Series(share, found.index).groupby(found["qid"]).transform("mean")
+        return found[share.between(0, 1, inclusive="neither")].reset_index(drop=True)
 
 
 @cache
@@ -154,16 +160,15 @@ def read_judged(
     llm: FrozenLLM,
     reading: str,
     store: HeadScoreStore,
+    args: argparse.Namespace,
     part: int,
-    number: int,
-    depth: int = 20,
     hidden_layers: Sequence[int] | None = None,
 ) -> dict:
     """Scored candidates and qrels of the training (part 0) or validation (1) queries, by collection."""
-    read = {}
+    read, number = {}, (args.train, args.valid)[part]
     for name, queries in clean_splits().items():
         own = queries[part]
-        frame = own.candidates(depth, number)
+        frame = own.candidates(20, number, args.telling_only)
         read[name] = scorer(llm, reading, store, own.collection.title_field, hidden_layers)(frame), own.qrels
     return read
 
@@ -204,6 +209,8 @@ def experiment_arguments(description: str, output: Path) -> argparse.ArgumentPar
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--train", type=int, default=200, help="training queries of each collection (200)")
     parser.add_argument("--valid", type=int, default=60, help="validation queries of each collection (60)")
+    parser.add_argument("--telling-only", action="store_true",
+                        help="do not read training and validation lists from which nothing can be learnt")
     parser.add_argument("--readings", nargs="+", default=READINGS)
     parser.add_argument("--output", type=Path, default=output, help="folder of the tables")
     parser.add_argument("--store", help="folder of head scores (default: in PyTerrier's home)")

@@ -187,6 +187,22 @@ def test_clean_queries_are_told_from_test_queries_and_from_one_another(examples)
             check_apart(train, wrong)
 
 
+def test_lists_that_tell_nothing_can_be_left_unread(examples):
+    from testbed import Queries
+
+    class Found:
+        def first_stage(self, depth):
+            return lambda topics: topics.merge(pd.DataFrame({"docno": [f"d{i}" for i in range(depth)]}), how="cross")
+
+    topics = pd.DataFrame({"qid": ["none", "some", "all", "graded 0", "beyond"], "query": "q"})
+    labels = [("some", "d1", 2), ("some", "elsewhere", 1), ("all", "d0", 1), ("all", "d1", 1), ("all", "d2", 1),
+              ("graded 0", "d1", 0), ("beyond", "d1", 1)]
+    queries = Queries(Found(), topics, pd.DataFrame(labels, columns=["qid", "docno", "label"]))
+    assert queries.candidates(3, 4)["qid"].nunique() == 4
+    told = queries.candidates(3, 4, telling_only=True)
+    assert told[["qid", "docno"]].to_numpy().tolist() == [["some", f"d{i}"] for i in range(3)]
+
+
 def test_the_mean_over_collections_has_an_interval_drawn_by_queries_within_each(examples):
     import routing
 
