@@ -2,7 +2,8 @@
 
 A raw search over one list's judgements finds mostly luck: the best of as many random orders ranks as well as the best
 single head of a list. What is real shows on halves of a list (:func:`half_list_quality`): heads chosen on one half of
-the candidates, scored on the other. The recipes differ in how far they trust a single list.
+the candidates, scored on the other. The recipes differ in how far they trust a single list: ``"search"`` takes the
+published steps; ``"search+prior"``, ``"shrunk"`` and ``"utility"`` are ours.
 """
 
 from collections.abc import Callable

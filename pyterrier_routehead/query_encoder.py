@@ -22,7 +22,8 @@ class QueryState:
     """Which hidden state stands for a query.
 
     The paper (RouteHead, arXiv 2604.24608) takes hidden states of the frozen model; layer, tokens and pooling are not
-    known to us and these are our choice.
+    known to us and these are our choice; so is that the query stands in the default template's markup, whatever prompt
+    its documents are read with.
 
     Args:
         layer: the state after this layer, counted from 0.

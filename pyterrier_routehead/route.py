@@ -1,5 +1,6 @@
 """`RouteHeadReranker`: chooses, for every query, the heads that suit it (RouteHead, arXiv 2604.24608)."""
 
+import inspect
 import numbers
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from .labels import RECIPES, Recipe, make_labels
 from .llm import FrozenLLM
 from .query_encoder import QueryState, embed_query
 from .reader import ListReader, model_identity
-from .reading import ModelIdentity, Reading, ReadingSettings
+from .reading import ModelIdentity, Reading, ReadingSettings, resolve_settings
 from .router import HeadRouter, Selection
 from .search import JudgedLists
 from .shipped import has_router, means_shipped_model, shipped_router
@@ -28,6 +29,11 @@ from .template import PromptTemplate
 
 if TYPE_CHECKING:
     from .training import RoutingData
+
+
+_FOR_FIT = (
+    "pool_size", "max_layer", "labels", "layer", "pooling", "source", "evidence", "hold_out", "training", "seed",
+)
 
 
 class RouteHeadReranker(FittedReranker):
@@ -54,10 +60,11 @@ class RouteHeadReranker(FittedReranker):
     ``report_`` the losses and held-out nDCG@10 of each epoch.
 
     Args:
-        router: a :class:`HeadRouter` instead of ``fit``; without either, SmolLM2-135M-Instruct is ranked by the router
-            that comes with the package for the ``document_attention`` (:func:`shipped_router`). A router chooses as it
-            was made to: the arguments from ``pool_size`` to ``training`` are for ``fit``;
-            :meth:`HeadRouter.with_selection` changes a router's own.
+        router: a :class:`HeadRouter` instead of ``fit``; it chooses as it was made to, and
+            :meth:`HeadRouter.with_selection` changes that. Without either, SmolLM2-135M-Instruct is ranked by the
+            router that comes with the package for the ``document_attention`` (:func:`shipped_router`), unless it could
+            not have been trained so. ``max_heads`` and the arguments from ``threshold`` to ``unsure`` say how a
+            router that was fitted or shipped chooses; the others from ``pool_size`` to ``training`` are for ``fit``.
         llm: see :class:`StaticHeadReranker`, as for whatever is not listed here.
         pool_size: how many heads are screened into the pool (K).
         max_heads: the largest number of heads a query (P).
@@ -75,12 +82,15 @@ class RouteHeadReranker(FittedReranker):
             ``"logit"``, which may be below 0, over the whole pool: then heads are standardised within the list, the
             router is trained on the ranking itself, not on pseudo labels, and ``first_stage_weight`` takes part in the
             training, since the first stage's score is added to the sum as it is (the last two are extensions of ours).
-        static_heads: so many of the best heads over all queries are always in; routed ones come in addition.
-        unsure: where no probability reaches this, the best ``max_heads`` heads over all queries rank.
+        static_heads: so many of the best heads over all queries are always in; routed ones come in addition (an
+            extension of ours).
+        unsure: where no probability reaches this, the best ``max_heads`` heads over all queries rank (an extension of
+            ours).
         hold_out: share of the training queries that is held out to choose the epoch, where no validation queries are
             given.
         training: settings of the training by name; see :class:`~pyterrier_routehead.training.TrainingSettings`.
-        seed: of everything random in ``fit``.
+        seed: of everything random in ``fit`` but the halves on which ``"shrunk"`` labels estimate their reliability,
+            which are the same for all seeds.
         routed_heads: also write the column ``routed_heads``.
         detection_data: the training queries' name, kept in the router.
     """
@@ -197,15 +207,17 @@ class RouteHeadReranker(FittedReranker):
         """The router in use: given; fitted, choosing as the arguments say at this moment; or shipped."""
         if self.router is not None:
             return self.router
-        if fitted := getattr(self, "router_", None):
-            selection = self._selection()
-            if fitted.selection.by_logits != selection.by_logits:
-                raise ValueError(
-                    f"the router was fitted with weighting={fitted.selection.weighting!r}; with {self.weighting!r} its "
-                    "logits mean something else: fit again"
-                )
-            return fitted if selection == fitted.selection else fitted.with_selection(selection)
-        return shipped_router(self._attention or "listwise") if self._uses_shipped() else None
+        router, selection = getattr(self, "router_", None), self._selection()
+        if router is None:
+            if not self._uses_shipped():
+                return None
+            router = shipped_router(self._attention or "listwise")
+        elif router.selection.by_logits != selection.by_logits:
+            raise ValueError(
+                f"the router was fitted with weighting={router.selection.weighting!r}; with {self.weighting!r} its "
+                "logits mean something else: fit again"
+            )
+        return router if selection == router.selection else router.with_selection(selection)
 
     def _check_first_stage_weight(self) -> None:
         router = self._active()
@@ -220,9 +232,14 @@ class RouteHeadReranker(FittedReranker):
             )
 
     def _uses_shipped(self) -> bool:
-        if self.router is not None or hasattr(self, "router_") or self._learning:
+        if self.router is not None or hasattr(self, "router_") or self._learning or self._wants_fit():
             return False
         return has_router(self._attention or "listwise") and means_shipped_model(self.llm)
+
+    def _wants_fit(self) -> bool:
+        """Whether what only ``fit`` can do is asked for: the shipped router was trained with the defaults."""
+        defaults = inspect.signature(RouteHeadReranker).parameters
+        return self.weighting == "logit" or any(getattr(self, name) != defaults[name].default for name in _FOR_FIT)
 
     def _selection(self) -> Selection:
         return Selection(
@@ -241,8 +258,9 @@ class RouteHeadReranker(FittedReranker):
         self._selection()
         if self.layer is not None and self.layer < 0:
             raise ValueError(f"layer is the number of a layer, from 0, got {self.layer!r}")
-        if isinstance(self.labels, str) and self.labels not in RECIPES:
-            raise ValueError(f"there is no label recipe {self.labels!r}; known: {', '.join(RECIPES)}")
+        if not callable(self.labels) and self.labels not in RECIPES:
+            known = ", ".join(RECIPES)
+            raise ValueError(f"there is no label recipe {self.labels!r}; known: {known}; or give a function")
         if not 0 < self.hold_out < 1:
             raise ValueError(f"hold_out is a share between 0 and 1, got {self.hold_out!r}")
         QueryState(self.layer or 0, self.pooling, self.source)
@@ -301,7 +319,7 @@ class RouteHeadReranker(FittedReranker):
         self, inp: pd.DataFrame, candidates: CandidateRows, vectors: np.ndarray, heads: HeadsLike | HeadSet
     ) -> np.ndarray:
         router = self._active()
-        evidence = self._evidence(inp, candidates, vectors) if router.uses_evidence else None
+        evidence = self._list_evidence(inp, candidates, vectors) if router.uses_evidence else None
         weights = router.route(self._state(inp, candidates, router.state), evidence)
         names = tuple(str(head) for head, weight in zip(router.pool, weights, strict=True) if weight)
         for row in candidates.rows[: len(vectors)]:
@@ -342,7 +360,7 @@ class RouteHeadReranker(FittedReranker):
         llm = self._query_llm if self._query_llm is not None else self._backbone
         return embed_query(llm, query_text(inp, candidates), state)
 
-    def _evidence(self, inp: pd.DataFrame, candidates: CandidateRows, vectors: np.ndarray) -> np.ndarray:
+    def _list_evidence(self, inp: pd.DataFrame, candidates: CandidateRows, vectors: np.ndarray) -> np.ndarray:
         return list_evidence(vectors, first_stage_scores(inp, candidates, len(vectors)))
 
     def _first_stage(
@@ -407,6 +425,7 @@ class RouteHeadReranker(FittedReranker):
             **{"seed": self.seed, **(FOR_LOGITS if self.weighting == "logit" else {}), **(self.training or {})}
         )
         self._check_frames(topics_or_res_tr, topics_or_res_va, qrels_va)
+        self._check_layer(topics_or_res_tr)
         criterion = get_criterion("ndcg@10")
         reading, lists = self._judged(topics_or_res_tr, qrels_tr, [criterion], None)
         self.left_out_ = topics_or_res_tr["qid"].nunique() - len(lists)
@@ -421,6 +440,8 @@ class RouteHeadReranker(FittedReranker):
                 self._ready(other)
         if len(lists) < 2:
             raise ValueError(f"{len(lists)} training lists tell something about heads: too few to learn from")
+        if not held:
+            raise ValueError("no validation list has both a relevant and another candidate with head scores")
         state = self._wanted_state(reading.model)
         self._query_llm = None
         if self._has_vectors(topics_or_res_tr):
@@ -461,6 +482,14 @@ class RouteHeadReranker(FittedReranker):
         if valid is not None and (both := set(train["qid"].astype(str)) & set(valid["qid"].astype(str))):
             raise ValueError(f"{len(both)} queries are in training and validation, such as {min(both)!r}")
 
+    def _check_layer(self, frame: pd.DataFrame) -> None:
+        """Refuse a layer that the model lacks before its lists are read."""
+        if self.layer is None or self._has_vectors(frame):
+            return
+        layers = self._reader("all", resolve_settings(self._given())).llm.num_layers
+        if self.layer >= layers:
+            raise ValueError(f"there is no layer {self.layer} among {layers} to embed queries by")
+
     def _held_out(self, lists: Sequence[JudgedList]) -> tuple[list[JudgedList], list[JudgedList]]:
         """A share of the training lists at random, which choose the epoch, and the others."""
         order = np.random.default_rng(self.seed).permutation(len(lists))
@@ -478,7 +507,7 @@ class RouteHeadReranker(FittedReranker):
         evidence = None
         if self.evidence:
             pairs = zip(lists, vectors, strict=True)
-            evidence = np.stack([self._evidence(frame, own.candidates, scores) for own, scores in pairs])
+            evidence = np.stack([self._list_evidence(frame, own.candidates, scores) for own, scores in pairs])
         states = np.stack([self._state(frame, own.candidates, state) for own in lists])
         first_stage = self._first_stage(frame, lists, judged.there.shape)
         return RoutingData(states, judged, evidence, first_stage=first_stage)

@@ -39,8 +39,8 @@ class Selection:
         weighting: how the chosen heads are summed: ``"even"``, as published; by their ``"probability"``; or by their
             ``"logit"``: then all heads of the pool are summed, each standardised within the list and weighted by its
             logit, which may be below 0, and the other arguments do not count (the last two are extensions of ours).
-        static_heads: so many of the best heads over all queries are always in, routed ones come in addition.
-        unsure: where no probability reaches this, the pool's first ``most`` heads rank: the static set.
+        static_heads: so many of the best heads over all queries are always in, routed ones come in addition (ours).
+        unsure: where no probability reaches this, the pool's first ``most`` heads rank: the static set (ours).
     """
 
     threshold: float = 0.5

@@ -59,6 +59,8 @@ def has_router(document_attention: str) -> bool:
 def means_shipped_model(llm: FrozenLLM | str | None) -> bool:
     """Whether an ``llm=`` parameter means the model that sets and routers are for. Loads nothing."""
     model = llm.model if isinstance(llm, FrozenLLM) else llm
+    if isinstance(llm, FrozenLLM) and not isinstance(model, str | Path | None):
+        model = llm.name  # of a loaded model
     return model is None or is_shipped_model(str(model))
 
 
@@ -67,5 +69,5 @@ def _folder(criterion: str, document_attention: str) -> Path:
 
 
 def is_shipped_model(name: str) -> bool:
-    """Whether a model's id or file is SmolLM2-135M-Instruct's."""
-    return name == DEFAULT_MODEL or names_packaged_gguf(name)
+    """Whether a model's id, folder or file is called as SmolLM2-135M-Instruct's is; its weights may be others."""
+    return Path(name).name == Path(DEFAULT_MODEL).name or names_packaged_gguf(name)

@@ -6,6 +6,7 @@ optimiser and the choice of the epoch, by nDCG@10 of the routed ranking on held-
 the ranking, which is what a router weighs the whole pool by its logits with.
 """
 
+import numbers
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,6 +69,12 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.start not in ("frequency", "ridge"):
             raise ValueError(f"start is 'frequency' or 'ridge', got {self.start!r}")
+        least = {"size": 1, "batch_size": 1, "epochs": 0, "patience": 0}
+        for name, number in least.items():
+            if not isinstance(getattr(self, name), numbers.Integral) or getattr(self, name) < number:
+                raise ValueError(f"{name} is a whole number from {number}, got {getattr(self, name)!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is a share below 1, got {self.dropout!r}")
 
 
 FOR_LOGITS = {"labels": 0.0, "sparsity": 0.0, "ranking": 1.0, "ridge": 0.5, "query_ridge": 300.0, "weight_decay": 0.0}

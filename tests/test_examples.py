@@ -164,6 +164,20 @@ def test_the_chance_ceiling_is_the_best_of_as_many_random_orders(examples):
     assert found["best of as many random orders"] < 0.85
 
 
+def test_the_searched_ceiling_of_heads_of_luck_is_that_of_random_columns(examples):
+    import oracles
+
+    found = oracles.ceilings(lists_of_luck(400, 12, 16, relevant=2), np.arange(16))
+    chance = found["searched 8 of 64 random columns"]
+    assert found["searched 8 of 64"] == pytest.approx(chance, abs=0.02)
+    assert chance > found["best of as many random orders"]  # sums of several heads reach more than single ones
+    right = lists_of_luck(100, 12, 16, relevant=2)
+    right.scores[:, :, 3] = right.gains
+    found = oracles.ceilings(right, np.arange(16))
+    assert found["searched 8 of 64"] == pytest.approx(1)
+    assert found["searched 8 of 64 random columns"] == pytest.approx(chance, abs=0.03)
+
+
 def test_shuffled_judgements_leave_nothing_to_learn(examples):
     import oracles
 

@@ -174,7 +174,12 @@ def test_attributes_can_be_read_and_applied():
     reranker = RouteHeadReranker(llm=LLM, max_heads=4)
     attributes = {attribute.name: attribute.value for attribute in pt.inspect.transformer_attributes(reranker)}
     assert (attributes["max_heads"], attributes["llm"]) == (4, LLM)
-    assert pt.inspect.transformer_apply_attributes(reranker, max_heads=3).max_heads == 3
+    for name, value in attributes.items():
+        assert value is getattr(reranker, name)
+    applied = pt.inspect.transformer_apply_attributes(reranker, max_heads=3)
+    assert applied.max_heads == 3
+    for name in set(attributes) - {"max_heads"}:
+        assert getattr(applied, name) is attributes[name]
 
 
 def test_pipelines_are_fitted_and_drawn(llm):
@@ -224,6 +229,7 @@ def test_a_reranker_with_a_router_can_be_pickled(router, scored, llm):
         ({"first_stage_weight": np.nan}, ValueError, "first_stage_weight is a finite number"),
         ({"router": "some/folder"}, TypeError, "router is a HeadRouter or None, got str"),
         ({"llm": 3}, TypeError, "llm is a FrozenLLM"),
+        ({"labels": 5}, ValueError, "there is no label recipe 5; known: search, .*or give a function"),
     ],
     ids=str,
 )
@@ -741,6 +747,24 @@ def test_too_little_to_learn_from_is_refused(llm, scored):
             RouteHeadReranker(llm=llm, **SMALL).fit(few, TRAIN_QRELS)
     with pytest.raises(ValueError, match="do the qids and docnos of topics and qrels agree"):
         RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], VALID_QRELS)
+
+
+def test_validation_lists_whose_relevant_documents_have_no_scores_are_refused(llm, scored):
+    top = VALID.assign(docno=VALID["docno"]).groupby("qid").head(3)
+    below = VALID_QRELS.drop_duplicates("qid").assign(docno=lambda qrels: qrels["qid"] + "-d6")
+    cut = AttentionHeadScorer(llm=llm, depth=len(top) // top["qid"].nunique())(VALID)
+    with pytest.raises(ValueError, match="no validation list has both a relevant and another candidate with head"):
+        RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, cut, below)
+
+
+def test_a_layer_that_the_model_lacks_is_refused_before_anything_is_read(llm):
+    reranker = RouteHeadReranker(llm=llm, layer=99, **SMALL)
+
+    def fit():
+        with pytest.raises(ValueError, match="there is no layer 99 among 4 to embed queries by"):
+            reranker.fit(TRAIN, TRAIN_QRELS)
+
+    assert passes(llm, fit) == 0
 
 
 def test_validation_lists_that_were_read_otherwise_are_refused(llm, scored):

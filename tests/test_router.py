@@ -483,6 +483,30 @@ def test_sparsity_leaves_fewer_heads():
     assert sizes[0] > sizes[2] + 3
 
 
+def test_positive_labels_weigh_as_much_as_negatives_up_to_a_limit():
+    """A fifth of the labels is positive: probabilities go to .2 unweighted, to .33 at weight 2, to .5 at most."""
+    sizes = []
+    for balance in (1.0, 2.0, 10.0):
+        settings = TrainingSettings(epochs=40, patience=40, learning_rate=3e-2, sparsity=0.0, balance=balance,
+                                    query_ridge=100.0)
+        shares = []
+        for threshold in (0.265, 0.415):
+            _, report = train(by_chance(0.2), VALID, Selection(threshold=threshold), settings)
+            shares.append(round(report["chosen heads"].iloc[-1]))
+        sizes.append(shares)
+    (low, _), (middle, too_high), (_, high) = sizes
+    assert (low, middle, too_high, high) == (1, 8, 1, 8)
+
+
+def test_dropout_makes_it_harder_to_learn_by_heart():
+    losses = []
+    for share in (0.0, 0.5):
+        settings = TrainingSettings(epochs=60, patience=60, learning_rate=3e-2, dropout=share)
+        _, report = train(by_chance(0.5, count=20), VALID, Selection(), settings)
+        losses.append(report["labels"].iloc[1:].min())
+    assert losses[0] < losses[1] - 0.1
+
+
 @pytest.mark.parametrize("target", [2, 6])
 def test_a_target_size_draws_the_probabilities_sum_towards_it(target):
     settings = TrainingSettings(
@@ -726,9 +750,20 @@ def test_a_planted_rule_is_learnt_from_the_ridge_regression():
     assert routed(weights, TEST).mean() > best_static(TRAIN, TEST).mean() + 0.3
 
 
-def test_how_training_starts_is_one_of_two():
-    with pytest.raises(ValueError, match="start is 'frequency' or 'ridge', got 'warm'"):
-        TrainingSettings(start="warm")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"start": "warm"}, "start is 'frequency' or 'ridge', got 'warm'"),
+        ({"epochs": -1}, "epochs is a whole number from 0, got -1"),
+        ({"patience": 0.5}, "patience is a whole number from 0, got 0.5"),
+        ({"batch_size": 0}, "batch_size is a whole number from 1, got 0"),
+        ({"size": 0}, "size is a whole number from 1, got 0"),
+        ({"dropout": 1.0}, "dropout is a share below 1, got 1.0"),
+    ],
+)
+def test_settings_of_training_that_cannot_be_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**wrong)
 
 
 def test_a_list_that_all_heads_score_alike_does_not_spoil_training():

