@@ -236,9 +236,12 @@ def tables(results: Path) -> None:
                          SHARED: "yes" if name == NFCORPUS.name else "no"}
                 rows.append({**place, **row, "p, Holm": corrected,
                              "chosen on validation": row["system"] in chosen.values()})
-            for one, other in product(("routed", "unrouted"), ("BM25", "ICR", "static", "LambdaMART", "unrouted")):
+            against_all = {
+                "BM25": "BM25", **{kind: chosen[kind + suffix] for kind in ("ICR", "static", "LambdaMART", "unrouted")},
+                "single-head nDCG": "single-head nDCG" + suffix,  # whichever static method validation has chosen
+            }
+            for one, (other, against) in product(("routed", "unrouted"), against_all.items()):
                 if one != other:
-                    against = "BM25" if other == "BM25" else chosen[other + suffix]
                     difference = ndcg[chosen[one + suffix]] - ndcg[against]
                     label = f"{one} - {other}" + (", BM25 seen" if suffix else "")
                     differences.append((reading, label, name, difference.rename(depth)))
@@ -266,11 +269,12 @@ def _row(ndcg: pd.DataFrame, reciprocal: pd.DataFrame, system: str, baseline: st
 def _summary(differences: list[tuple[str, str, str, pd.Series]], resamples: int = 5000) -> pd.DataFrame:
     """Mean over collections and depths of mean differences, with an interval from a bootstrap.
 
-    Queries are drawn within each collection, with what they have at every depth: the depths share them.
+    Queries are drawn within each collection, with what they have at every depth: the depths share them. "above in" is
+    in how many of the collections and depths the mean difference is above 0.
     """
-    rng, rows = np.random.default_rng(0), []
+    rows = []
     for reading, against in dict.fromkeys((reading, against) for reading, against, *_ in differences):
-        drawn, means = [], []
+        rng, drawn, means = np.random.default_rng(0), [], []  # each row by itself, whichever others there are
         own = [(name, values) for r, a, name, values in differences if (r, a) == (reading, against)]
         for collection in dict.fromkeys(name for name, _ in own):
             depths = pd.concat([values for name, values in own if name == collection], axis=1).to_numpy()
@@ -280,7 +284,8 @@ def _summary(differences: list[tuple[str, str, str, pd.Series]], resamples: int 
         low, high = np.percentile(np.hstack(drawn).mean(axis=1), [2.5, 97.5])
         means = np.concatenate(means)
         rows.append({"reading": reading, "difference": against, "collections and depths": len(means),
-                     "points": 100 * means.mean(), "low": 100 * low, "high": 100 * high})
+                     "above in": int((means > 0).sum()), "points": 100 * means.mean(), "low": 100 * low,
+                     "high": 100 * high})
     return pd.DataFrame(rows).round(2)
 
 
