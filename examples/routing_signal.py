@@ -126,7 +126,7 @@ def _hits(guesses: np.ndarray, labels: np.ndarray) -> float:
 
 
 def first(judged: tuple, number: int) -> tuple:
-    """The first so many queries, both collections alike."""
+    """The first so many queries, in turns from the first and the second half of the frame; an odd one is left out."""
     frame, qrels = judged
     qids = frame["qid"].drop_duplicates()
     half = len(qids) // 2

@@ -72,6 +72,8 @@ def test_missing_columns_name_the_transformer(transformer):
 def test_attributes_can_be_read_and_applied(transformer):
     attributes = {attribute.name: attribute.value for attribute in pt.inspect.transformer_attributes(transformer)}
     assert attributes["llm"] is LLM
+    # PyTerrier looks for a private attribute of an argument's name first: there must be none.
+    assert all(value is getattr(transformer, name) for name, value in attributes.items())
     changed = pt.inspect.transformer_apply_attributes(transformer, depth=None, batch_size=7)
     assert (changed.batch_size, changed.llm) == (7, LLM)
 
