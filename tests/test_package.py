@@ -1,6 +1,7 @@
 """Importing the package, and what it promises about its modules."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,17 @@ import pyterrier_routehead
 PACKAGE = Path(pyterrier_routehead.__file__).parent
 
 
-def test_importing_is_quick_and_loads_neither_torch_nor_transformers():
+def test_importing_is_quick_and_loads_neither_torch_nor_transformers(tmp_path):
     code = (
         "import pyterrier, time, sys; start = time.process_time(); import pyterrier_routehead;"
         "print(time.process_time() - start, 'torch' in sys.modules, 'transformers' in sys.modules)"
     )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    # As on a user's machine: what the first run compiles is kept for the others.
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, "-c", code]
+    runs = [
+        subprocess.run(command, capture_output=True, text=True, check=True, env=environment) for _ in range(3)
+    ]
     seconds, torch, transformers = zip(*(run.stdout.split() for run in runs), strict=True)
     assert set(torch) == set(transformers) == {"False"}
     assert min(map(float, seconds)) < 0.1
