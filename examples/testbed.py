@@ -17,6 +17,7 @@ from pyterrier_pisa import PisaIndex, PisaStemmer
 
 from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, HeadScoreStore
 from pyterrier_routehead.default_model import packaged_gguf
+from pyterrier_routehead.judged import tells
 from pyterrier_routehead.splits import near_duplicates, sharing_relevant, split_by_group, without
 
 SHARED = "relevant documents shared with training"
@@ -91,10 +92,9 @@ class Queries:
         found = self.collection.first_stage(depth)(self.topics.head(number))
         if not telling_only:
             return found
-        relevant = self.qrels.loc[self.qrels["label"] > 0, ["qid", "docno"]]
-        share = pd.MultiIndex.from_frame(found[["qid", "docno"]]).isin(pd.MultiIndex.from_frame(relevant))
-        share = pd.Series(share, found.index).groupby(found["qid"]).transform("mean")
-        return found[share.between(0, 1, inclusive="neither")].reset_index(drop=True)
+        labels = found[["qid", "docno"]].merge(self.qrels, on=["qid", "docno"], how="left")["label"].fillna(0)
+        told = labels.groupby(found["qid"].to_numpy()).transform(tells).astype(bool)
+        return found[told.to_numpy()].reset_index(drop=True)
 
 
 @cache

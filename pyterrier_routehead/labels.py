@@ -104,15 +104,26 @@ RECIPES: dict[str, Recipe] = {
 """Label recipes by name."""
 
 
+def get_recipe(recipe: str | Recipe) -> Recipe:
+    """A recipe by name, or the function itself.
+
+    Raises:
+        ValueError: for what is neither, listing the known names.
+    """
+    if callable(recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise ValueError(f"there is no label recipe {recipe!r}; known: {', '.join(RECIPES)}; or give a function")
+    return RECIPES[recipe]
+
+
 def make_labels(recipe: str | Recipe, lists: JudgedLists, most: int) -> PseudoLabels:
     """Labels by a recipe, with nDCG@10 before and after.
 
     Raises:
         ValueError: for an unknown recipe, listing the known ones.
     """
-    if isinstance(recipe, str) and recipe not in RECIPES:
-        raise ValueError(f"there is no label recipe {recipe!r}; known: {', '.join(RECIPES)}; or give a function")
-    targets = np.asarray((RECIPES[recipe] if isinstance(recipe, str) else recipe)(lists, most), dtype=float)
+    targets = np.asarray(get_recipe(recipe)(lists, most), dtype=float)
     if targets.shape != lists.scores.shape[::2] or not ((targets >= 0) & (targets <= 1)).all():
         raise ValueError(f"labels are numbers from 0 to 1, {lists.scores.shape[::2]} of them; got {targets.shape}")
     return PseudoLabels(targets, weighted_ndcg(lists, np.ones_like(targets)), weighted_ndcg(lists, targets))

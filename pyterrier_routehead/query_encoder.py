@@ -47,6 +47,12 @@ class QueryState:
             raise ValueError(f"source is 'query' or 'tail', got {self.source!r}")
 
 
+def check_layer(layer: int, llm: FrozenLLM) -> None:
+    """Refuse a layer that the model does not have."""
+    if not 0 <= layer < llm.num_layers:
+        raise ValueError(f"there is no layer {layer} among {llm.num_layers} to embed queries by")
+
+
 def encode_queries(
     llm: FrozenLLM, queries: Iterable[str], state: QueryState, template: PromptTemplate = DEFAULT_TEMPLATE
 ) -> dict[str, np.ndarray]:
@@ -60,8 +66,7 @@ def encode_queries(
     """
     from .attention import QueryPass
 
-    if not 0 <= state.layer < llm.num_layers:
-        raise ValueError(f"there is no layer {state.layer} among {llm.num_layers}")
+    check_layer(state.layer, llm)
     encoder = llm.encoder
     start = encoder.start(encoder.chat(template).prefix) + encoder.markup(template.query_label)
     found = {}

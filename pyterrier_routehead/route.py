@@ -5,6 +5,7 @@ import numbers
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from .frames import CandidateRows, first_stage_scores, object_column, query_text
 from .head_set import HeadSet
 from .heads import HeadsLike, layers_needed
 from .judged import FittedReranker, JudgedList
-from .labels import RECIPES, Recipe, make_labels
+from .labels import Recipe, get_recipe, make_labels
 from .llm import FrozenLLM
-from .query_encoder import QueryState, embed_query
+from .query_encoder import QueryState, check_layer, embed_query
 from .reader import ListReader, model_identity
 from .reading import ModelIdentity, Reading, ReadingSettings, resolve_settings
 from .router import HeadRouter, Selection
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
 _FOR_FIT = (
     "pool_size", "max_layer", "labels", "layer", "pooling", "source", "evidence", "hold_out", "training", "seed",
 )
+
+
+@cache
+def _defaults_of_fit() -> list[tuple[str, object]]:
+    """The arguments that only ``fit`` heeds, with their defaults; read once, since every query asks."""
+    parameters = inspect.signature(RouteHeadReranker).parameters
+    return [(name, parameters[name].default) for name in _FOR_FIT]
 
 
 class RouteHeadReranker(FittedReranker):
@@ -238,8 +246,7 @@ class RouteHeadReranker(FittedReranker):
 
     def _wants_fit(self) -> bool:
         """Whether what only ``fit`` can do is asked for: the shipped router was trained with the defaults."""
-        defaults = inspect.signature(RouteHeadReranker).parameters
-        return self.weighting == "logit" or any(getattr(self, name) != defaults[name].default for name in _FOR_FIT)
+        return self.weighting == "logit" or any(getattr(self, name) != value for name, value in _defaults_of_fit())
 
     def _selection(self) -> Selection:
         return Selection(
@@ -258,9 +265,7 @@ class RouteHeadReranker(FittedReranker):
         self._selection()
         if self.layer is not None and self.layer < 0:
             raise ValueError(f"layer is the number of a layer, from 0, got {self.layer!r}")
-        if not callable(self.labels) and self.labels not in RECIPES:
-            known = ", ".join(RECIPES)
-            raise ValueError(f"there is no label recipe {self.labels!r}; known: {known}; or give a function")
+        get_recipe(self.labels)
         if not 0 < self.hold_out < 1:
             raise ValueError(f"hold_out is a share between 0 and 1, got {self.hold_out!r}")
         QueryState(self.layer or 0, self.pooling, self.source)
@@ -486,9 +491,7 @@ class RouteHeadReranker(FittedReranker):
         """Refuse a layer that the model lacks before its lists are read."""
         if self.layer is None or self._has_vectors(frame):
             return
-        layers = self._reader("all", resolve_settings(self._given())).llm.num_layers
-        if self.layer >= layers:
-            raise ValueError(f"there is no layer {self.layer} among {layers} to embed queries by")
+        check_layer(self.layer, self._reader("all", resolve_settings(self._given())).llm)
 
     def _held_out(self, lists: Sequence[JudgedList]) -> tuple[list[JudgedList], list[JudgedList]]:
         """A share of the training lists at random, which choose the epoch, and the others."""

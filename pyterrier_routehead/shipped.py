@@ -58,10 +58,9 @@ def has_router(document_attention: str) -> bool:
 
 def means_shipped_model(llm: FrozenLLM | str | None) -> bool:
     """Whether an ``llm=`` parameter means the model that sets and routers are for. Loads nothing."""
-    model = llm.model if isinstance(llm, FrozenLLM) else llm
-    if isinstance(llm, FrozenLLM) and not isinstance(model, str | Path | None):
-        model = llm.name  # of a loaded model
-    return model is None or is_shipped_model(str(model))
+    if isinstance(llm, FrozenLLM):
+        llm = llm.model if isinstance(llm.model, str | Path | None) else llm.name  # of a loaded model
+    return llm is None or is_shipped_model(str(llm))
 
 
 def _folder(criterion: str, document_attention: str) -> Path:

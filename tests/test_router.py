@@ -483,19 +483,16 @@ def test_sparsity_leaves_fewer_heads():
     assert sizes[0] > sizes[2] + 3
 
 
-def test_positive_labels_weigh_as_much_as_negatives_up_to_a_limit():
+@pytest.mark.parametrize(
+    ("balance", "threshold", "heads"), [(1.0, 0.265, 1), (2.0, 0.265, 8), (2.0, 0.415, 1), (10.0, 0.415, 8)]
+)
+def test_positive_labels_weigh_as_much_as_negatives_up_to_a_limit(balance, threshold, heads):
     """A fifth of the labels is positive: probabilities go to .2 unweighted, to .33 at weight 2, to .5 at most."""
-    sizes = []
-    for balance in (1.0, 2.0, 10.0):
-        settings = TrainingSettings(epochs=40, patience=40, learning_rate=3e-2, sparsity=0.0, balance=balance,
-                                    query_ridge=100.0)
-        shares = []
-        for threshold in (0.265, 0.415):
-            _, report = train(by_chance(0.2), VALID, Selection(threshold=threshold), settings)
-            shares.append(round(report["chosen heads"].iloc[-1]))
-        sizes.append(shares)
-    (low, _), (middle, too_high), (_, high) = sizes
-    assert (low, middle, too_high, high) == (1, 8, 1, 8)
+    settings = TrainingSettings(
+        epochs=40, patience=40, learning_rate=3e-2, sparsity=0.0, balance=balance, query_ridge=100.0
+    )
+    _, report = train(by_chance(0.2), VALID, Selection(threshold=threshold), settings)
+    assert round(report["chosen heads"].iloc[-1]) == heads
 
 
 def test_dropout_makes_it_harder_to_learn_by_heart():
