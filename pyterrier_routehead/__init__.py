@@ -5,6 +5,8 @@ The method, from top to bottom, is the order of the modules; each imports only f
 =======================  ==============================================================================
 ``version``              the package's version
 ``errors``               errors that callers may want to catch
+``arguments``            checks of arguments, by the names that users typed
+``progress``             progress bars where somebody looks
 ``splits``               training and validation queries that give nothing away about the test queries
 ``criteria``             how well each head ranks a judged list
 ``heads``                a head is a (layer, head) pair, written ``"layer-head"``
@@ -50,7 +52,15 @@ Importing the package loads neither torch nor transformers: they come with the f
 
 from .criteria import CRITERIA, Criterion, core_criterion
 from .detect import CoReHeadReranker, QRHeadReranker
-from .errors import ListTooLongError, MismatchError, StoreError, UnsupportedArchitectureError
+from .errors import (
+    ArtifactError,
+    ListTooLongError,
+    MismatchError,
+    ModelNotFoundError,
+    NotFittedError,
+    StoreError,
+    UnsupportedArchitectureError,
+)
 from .head_set import Detection, HeadSet
 from .heads import Head
 from .llm import FrozenLLM
@@ -69,6 +79,7 @@ from .version import __version__
 __all__ = [
     "CRITERIA",
     "PUBLISHED",
+    "ArtifactError",
     "AttentionHeadScorer",
     "ChatMarkup",
     "CoReHeadReranker",
@@ -82,6 +93,8 @@ __all__ = [
     "ICRReranker",
     "ListTooLongError",
     "MismatchError",
+    "ModelNotFoundError",
+    "NotFittedError",
     "PromptTemplate",
     "QRHeadReranker",
     "Reading",

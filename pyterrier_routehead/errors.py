@@ -1,4 +1,17 @@
-"""Errors that callers may want to catch."""
+"""Errors that callers may want to catch.
+
+A wrong type of an argument is a TypeError, a wrong value a ValueError; both name the argument, and constructors raise
+them where they can. A frame that lacks columns raises PyTerrier's ``InputValidationError``. What is left has a class
+here.
+"""
+
+
+class NotFittedError(RuntimeError):
+    """A re-ranker that has nothing to rank by yet; the message lists what it can be given by name."""
+
+
+class ModelNotFoundError(OSError):
+    """A model that cannot be had; the message names it, what was tried and what to do."""
 
 
 class ListTooLongError(ValueError):
@@ -7,6 +20,10 @@ class ListTooLongError(ValueError):
 
 class UnsupportedArchitectureError(ValueError):
     """A model whose attention cannot be read exactly; the message names the architecture and the reason."""
+
+
+class ArtifactError(ValueError):
+    """A saved head set or router that cannot be read; the message names the file."""
 
 
 class StoreError(ValueError):

@@ -1,0 +1,35 @@
+"""Progress bars: shown where somebody looks, for what takes more than a few seconds."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import pyterrier as pt
+
+_Item = TypeVar("_Item")
+_DELAY = 2.0
+"""Seconds before a bar appears that nobody asked for."""
+
+
+def with_progress(
+    items: Iterable[_Item], *, total: int, desc: str, unit: str = "q", verbose: bool | None = None
+) -> Iterable[_Item]:
+    """The items, with a bar.
+
+    Args:
+        items: what is gone through.
+        total: how many.
+        desc: what the bar is called.
+        unit: of what.
+        verbose: True shows the bar; False does not; None shows it in a terminal or notebook after two seconds.
+    """
+    if verbose is False or total == 0 or (verbose is None and not _is_watched()):
+        return items
+    return pt.tqdm(items, total=total, unit=unit, desc=desc, delay=0 if verbose else _DELAY)
+
+
+def _is_watched() -> bool:
+    """Whether standard error is a terminal, or this is a notebook."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return (shell is not None and hasattr(shell, "kernel")) or bool(getattr(sys.stderr, "isatty", lambda: False)())
