@@ -11,6 +11,7 @@ from .llm import FrozenLLM
 from .template import DEFAULT_TEMPLATE, PromptTemplate
 
 POOLINGS = ("mean", "last")
+SOURCES = ("query", "tail")
 _REMEMBERED = 10_000
 _embedded: "weakref.WeakKeyDictionary[FrozenLLM, dict[tuple[QueryState, str], np.ndarray]]" = (
     weakref.WeakKeyDictionary()

@@ -1,5 +1,6 @@
 """Reads head scores for candidate lists: prompts in, scores out, some lists at a time."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,13 @@ class ListReader:
             max_doc_tokens=settings.max_doc_tokens,
         )
 
+    def with_heads(self, heads: HeadsLike) -> "ListReader":
+        """The same reader for other heads."""
+        other = copy.copy(self)
+        other._all = is_all(heads)
+        other.heads = resolve_heads(heads, self.llm.num_layers, self.llm.num_heads)
+        return other
+
     @property
     def reading(self) -> Reading:
         """What the scores speak of."""
@@ -78,7 +86,7 @@ class ListReader:
             batch = lists[start : start + batch_size]
             prompts = [self.prompt(candidates) for candidates in batch]
             for candidates, prompt in zip(batch, prompts, strict=True):
-                self.check_length(candidates, prompt)
+                self.check_length(candidates.qid, prompt)
             yield from zip(batch, self.score(prompts), strict=True)
 
     def score(self, prompts: Sequence[ListPrompt]) -> list["ListScores"]:
@@ -119,14 +127,14 @@ class ListReader:
         listwise = self.settings.document_attention == "listwise"
         return listwise and context is not None and prompt.length("listwise") > context
 
-    def check_length(self, candidates: CandidateList, prompt: ListPrompt) -> None:
+    def check_length(self, qid: str, prompt: ListPrompt) -> None:
         """Refuse a list that the model cannot read, naming its qid."""
         from .kernel import check_length
 
         try:
             check_length(self.llm, prompt.length(self.settings.document_attention))
         except ValueError as error:
-            what = f"query {candidates.qid!r} with {len(candidates.candidates)} candidates"
+            what = f"query {qid!r} with {len(prompt.blocks)} candidates"
             raise type(error)(f"{what}: {error}") from None
 
 

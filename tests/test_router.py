@@ -18,7 +18,7 @@ from pyterrier_routehead.labels import make_labels
 from pyterrier_routehead.query_encoder import QueryState
 from pyterrier_routehead.reading import ModelIdentity
 from pyterrier_routehead.router import EVIDENCE_NAMES, WEIGHT_NAMES, choose
-from pyterrier_routehead.search import JudgedLists, ndcg, standardised_lists
+from pyterrier_routehead.search import PaddedLists, list_ndcg, standardised_lists
 from pyterrier_routehead.training import FOR_LOGITS, RoutingData, TrainingSettings, _Router, ridge_regression, train
 
 MODEL = ModelIdentity("no/such-model", ("aa", "bb", "cc", "dd"), 4, 4)
@@ -373,7 +373,7 @@ def planted(seed, count, hidden=12, documents=12, rule=True):
     sign = np.where(right, 1, -1)[:, None]
     scores[:, :, 2] += 8 * sign * labels
     scores[:, :, 5] -= 8 * sign * labels
-    return RoutingData(states, JudgedLists.of(list(scores), list(labels)))
+    return RoutingData(states, PaddedLists.of(list(scores), list(labels)))
 
 
 def with_labels(data, recipe="search", most=2):
@@ -385,14 +385,14 @@ def routed(weights, data, selection=LEARNT):
     router = HeadRouter.of(POOL, weights, state=QueryState(0), selection=selection)
     evidence = [None] * len(data.states) if data.evidence is None else data.evidence
     chosen = np.stack([router.route(state, told) for state, told in zip(data.states, evidence, strict=True)])
-    return ndcg(data.lists, np.einsum("qdh,qh->qd", data.lists.scores, chosen)[..., None])[:, 0]
+    return list_ndcg(data.lists, np.einsum("qdh,qh->qd", data.lists.scores, chosen)[..., None])[:, 0]
 
 
 def best_static(data, test, most=2):
     """nDCG@10 of each query by the one set of heads that ranks the training queries best, of all sets."""
 
     def quality(lists, heads):
-        return ndcg(lists, lists.scores[:, :, list(heads)].sum(axis=2)[..., None])[:, 0]
+        return list_ndcg(lists, lists.scores[:, :, list(heads)].sum(axis=2)[..., None])[:, 0]
 
     sets = [own for size in range(1, most + 1) for own in combinations(range(8), size)]
     return quality(test.lists, max(sets, key=lambda own: quality(data.lists, own).mean()))
@@ -525,7 +525,7 @@ def test_the_ranking_loss_takes_lists_of_unlike_lengths():
     data = planted(10, 30)
     there = np.ones_like(data.lists.there)
     there[::2, 8:] = False
-    lists = JudgedLists(
+    lists = PaddedLists(
         data.lists.scores * there[..., None], np.where(there, data.lists.gains, 0), there
     )
     data = with_labels(RoutingData(data.states, lists))
@@ -608,7 +608,7 @@ def signed_lists(seed, count=200, documents=8):
     scores[:, :, 0] = 1e-4 * (gains * 2 + shared)
     scores[:, :, 2] = 1e-2 * shared
     states = generator.normal(size=(count, HIDDEN)).astype(np.float32)
-    lists = JudgedLists(scores, gains, np.ones_like(gains, dtype=bool))
+    lists = PaddedLists(scores, gains, np.ones_like(gains, dtype=bool))
     return RoutingData(states, lists, None, np.zeros((count, 8)))
 
 
@@ -618,7 +618,7 @@ def ranked_by(weights, data):
     for i, state in enumerate(data.states):
         own = data.lists.scores[i]
         scores = (own - own.mean(axis=0)) / own.std(axis=0) @ router.route(state)
-        found.append(ndcg(data.lists[np.array([i])], scores[None, :, None])[0, 0])
+        found.append(list_ndcg(data.lists[np.array([i])], scores[None, :, None])[0, 0])
     return np.array(found)
 
 
@@ -629,7 +629,7 @@ def test_a_logit_may_be_a_negative_weight():
     assert weights["bias"][2] < -0.1
     test = signed_lists(2)
     quality = ranked_by(weights, test).mean()
-    single = max(ndcg(test.lists, test.lists.scores[:, :, [h]])[:, 0].mean() for h in range(8))
+    single = max(list_ndcg(test.lists, test.lists.scores[:, :, [h]])[:, 0].mean() for h in range(8))
     assert quality > single + 0.03
     held_out = ranked_by(weights, signed_lists(1)).mean()
     assert held_out == pytest.approx(report["held-out nDCG@10"].max(), abs=1e-6)
@@ -653,7 +653,7 @@ def test_weights_are_learnt_beside_the_first_stages_score():
             HeadRouter.of(POOL, weights, state=QueryState(0), selection=LOGITS).route(state)
             for state in lists.states
         ]))
-        quality = ndcg(lists.lists, (by_heads + lists.first_stage)[..., None])[:, 0].mean()
+        quality = list_ndcg(lists.lists, (by_heads + lists.first_stage)[..., None])[:, 0].mean()
         assert quality == pytest.approx(report["held-out nDCG@10"].max(), abs=1e-6)
     assert sums[0.0] > 2 * sums[4.0]  # next to a first stage that says nothing, heads weigh more
 
@@ -673,9 +673,9 @@ def test_evidence_is_weighed_beside_the_first_stages_score():
     router = HeadRouter.of(POOL, weights, state=QueryState(0), selection=LOGITS)
     routed = np.stack([router.route(*own) for own in zip(test.states, test.evidence, strict=True)])
     by_heads = np.einsum("qdh,qh->qd", test.lists.standardised().scores, routed)
-    quality = ndcg(test.lists, (by_heads + test.first_stage)[..., None])[:, 0].mean()
+    quality = list_ndcg(test.lists, (by_heads + test.first_stage)[..., None])[:, 0].mean()
     assert quality == pytest.approx(report["held-out nDCG@10"].max(), abs=1e-6)
-    assert quality > ndcg(test.lists, test.first_stage[..., None])[:, 0].mean() + 0.002
+    assert quality > list_ndcg(test.lists, test.first_stage[..., None])[:, 0].mean() + 0.002
 
 
 def test_ridge_keeps_what_the_query_adds_small():
@@ -690,7 +690,7 @@ def test_ridge_keeps_what_the_query_adds_small():
 
 def test_padding_has_no_part_in_the_ranking_loss():
     data = signed_lists(0, 30)
-    padded = JudgedLists(*(
+    padded = PaddedLists(*(
         np.concatenate([own, np.full_like(own[:, :3], fill)], axis=1)
         for own, fill in ((data.lists.scores, 0), (data.lists.gains, 0), (data.lists.there, False))
     ))
@@ -764,7 +764,7 @@ def test_settings_of_training_that_cannot_be_are_refused(wrong, message):
 
 
 def test_a_list_that_all_heads_score_alike_does_not_spoil_training():
-    lists = JudgedLists(TRAIN.lists.scores.copy(), TRAIN.lists.gains, TRAIN.lists.there)
+    lists = PaddedLists(TRAIN.lists.scores.copy(), TRAIN.lists.gains, TRAIN.lists.there)
     lists.scores[0] = 0
     _, report = train(replace(TRAIN, lists=lists), VALID, LEARNT, TrainingSettings(epochs=2))
     assert np.isfinite(report.to_numpy()).all()
