@@ -196,7 +196,7 @@ class CoReHeadReranker(_DetectedHeadReranker):
         store: HeadScoreStore | str | None = None,
         batch_size: int = 1,
         text_field: str = "text",
-        title_field: str | None = None,
+        title_field: str | None = "auto",
         verbose: bool = False,
     ) -> None:
         self.k = k
@@ -268,7 +268,7 @@ class QRHeadReranker(_DetectedHeadReranker):
         store: HeadScoreStore | str | None = None,
         batch_size: int = 1,
         text_field: str = "text",
-        title_field: str | None = None,
+        title_field: str | None = "auto",
         verbose: bool = False,
     ) -> None:
         self.criterion = criterion

@@ -13,7 +13,7 @@ import pyterrier as pt
 
 from .criteria import Criterion
 from .default_model import packaged_gguf
-from .frames import CandidateRows, candidate_lists, candidate_texts, check_finite, vector_rows
+from .frames import CandidateRows, candidate_lists, candidate_texts, check_finite, used_title_field, vector_rows
 from .head_set import Detection, HeadSet
 from .heads import HeadsLike
 from .reader import CandidateList
@@ -206,7 +206,8 @@ class FittedReranker(StaticHeadReranker, pt.Estimator):
         texts, placed = [], []
         for candidates, labels in told:
             orders = [np.arange(len(labels))] if positions is None else spread_positions(labels, positions)
-            own = candidate_texts(frame, candidates, None, self.text_field, self.title_field)
+            titles = used_title_field(frame.columns, self.title_field, self.text_field)
+            own = candidate_texts(frame, candidates, None, self.text_field, titles)
             for order in orders:
                 texts.append(CandidateList(own.qid, own.query, [own.candidates[i] for i in order]))
                 placed.append((CandidateRows(candidates.qid, candidates.rows[order]), labels[order]))

@@ -12,11 +12,14 @@ from .frames import (
     CandidateRows,
     candidate_lists,
     candidate_texts,
+    check_columns,
     check_finite,
     check_numbers,
     first_stage_scores,
     standardised,
+    used_title_field,
     vector_rows,
+    with_ranking,
     with_tail,
 )
 from .head_set import HeadSet
@@ -104,7 +107,7 @@ class StaticHeadReranker(pt.Transformer):
         store: HeadScoreStore | str | None = None,
         batch_size: int = 1,
         text_field: str = "text",
-        title_field: str | None = None,
+        title_field: str | None = "auto",
         verbose: bool = False,
     ) -> None:
         self.heads = kept_heads(heads)
@@ -151,14 +154,18 @@ class StaticHeadReranker(pt.Transformer):
             for candidates, own in zip(lists, scored, strict=True):
                 check_finite(own, candidates.qid)
                 scores[candidates.rows] = with_tail(own, len(candidates.rows))
-        out = inp.drop(columns=["score", "rank"], errors="ignore").assign(score=scores)
-        # An index that is named like a column would be ambiguous to add_ranks.
-        return pt.model.add_ranks(out.rename_axis(index=None)).set_axis(inp.index)
+        return with_ranking(inp, scores, self._further(len(inp)))
+
+    def _further(self, length: int) -> dict[str, np.ndarray]:
+        """Further columns of a frame of so many rows, by row position."""
+        return {}
 
     def _has_vectors(self, inp: pd.DataFrame) -> bool:
         """Whether a frame brings head scores, or else text. Refuses one that brings neither."""
         weighed = ["score"] if self._uses_first_stage() else []
-        text = ["query", self.text_field, *([] if self.title_field is None else [self.title_field])]
+        titles = used_title_field(inp.columns, self.title_field, self.text_field)
+        text = ["query", self.text_field, *([] if titles is None else [titles])]
+        check_columns(inp, ["qid", "docno", "score", "rank", "head_scores", "head_reading", "hidden_state", *text])
         with pt.validate.any(inp, context=self) as mode:
             mode.result_frame(["head_scores", "head_reading", *self._beside_vectors(), *weighed], mode="vectors")
             # Vectors that lost their reading must not be passed over in silence.
@@ -266,7 +273,8 @@ class StaticHeadReranker(pt.Transformer):
         for start in range(0, len(lists), self.batch_size):
             batch = lists[start : start + self.batch_size]
             reader = self._batch_reader(inp, batch, whole)
-            texts = [candidate_texts(inp, own, self.depth, self.text_field, self.title_field) for own in batch]
+            titles = used_title_field(inp.columns, self.title_field, self.text_field)
+            texts = [candidate_texts(inp, own, self.depth, self.text_field, titles) for own in batch]
             prompts = [reader.prompt(candidates) for candidates in texts]
             too_long = [reader.overflows(prompt) for prompt in prompts]
             for candidates, prompt, slides in zip(texts, prompts, too_long, strict=True):
@@ -384,7 +392,7 @@ class ICRReranker(StaticHeadReranker):
         store: HeadScoreStore | str | None = None,
         batch_size: int = 1,
         text_field: str = "text",
-        title_field: str | None = None,
+        title_field: str | None = "auto",
         verbose: bool = False,
     ) -> None:
         super().__init__(

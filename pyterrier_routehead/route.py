@@ -145,7 +145,7 @@ class RouteHeadReranker(FittedReranker):
         store: HeadScoreStore | str | None = None,
         batch_size: int = 1,
         text_field: str = "text",
-        title_field: str | None = None,
+        title_field: str | None = "auto",
         verbose: bool = False,
     ) -> None:
         self.router = router
@@ -203,13 +203,15 @@ class RouteHeadReranker(FittedReranker):
             reading = next((one for one in inp["head_reading"] if isinstance(one, Reading)), None)
             self._attention = None if reading is None else reading.settings.document_attention
         self._check_first_stage_weight()
-        out = super().transform(inp)
+        return super().transform(inp)
+
+    def _further(self, length: int) -> dict[str, np.ndarray]:
         if not self.routed_heads:
-            return out
-        column = object_column(len(inp))
+            return {}
+        column = object_column(length)
         for row, names in self._routes.items():
             column[row] = names
-        return out.assign(routed_heads=column)
+        return {"routed_heads": column}
 
     def _active(self) -> HeadRouter | None:
         """The router in use: given; fitted, choosing as the arguments say at this moment; or shipped."""
