@@ -148,6 +148,7 @@ class Reading:
         settings: how they were read.
         complete: whether these are all heads of the layers that were to be used.
         hidden_layers: the layers of the rows of ``hidden_state``, if that was asked for.
+        title_field: the column of titles that were read above the texts; None where none were.
     """
 
     model: ModelIdentity
@@ -155,6 +156,7 @@ class Reading:
     settings: ReadingSettings
     complete: bool = False
     hidden_layers: tuple[int, ...] = ()
+    title_field: str | None = None
 
     def __repr__(self) -> str:
         return f"Reading({len(self.heads)} heads of {self.model.name}, {self.settings.document_attention})"
@@ -189,8 +191,9 @@ class Reading:
                 raise MismatchError(f"{name}={value} was asked for, but head_scores was read with {own}")
 
     def same_but_heads(self, other: "Reading") -> bool:
-        """Whether vectors of both may stand in one list: the same model, read the same way."""
-        return self.settings == other.settings and self.model.is_same(other.model)
+        """Whether vectors of both may stand in one list: the same model, read the same way, both with titles or not."""
+        titles = self.title_field is not None, other.title_field is not None
+        return self.settings == other.settings and titles[0] == titles[1] and self.model.is_same(other.model)
 
     def check_model(self, model: ModelIdentity) -> None:
         """Refuse another model than the one that was read.

@@ -1,19 +1,32 @@
 """`AttentionHeadScorer`: one vector of head scores per candidate, for whatever comes behind it in a pipeline."""
 
-import operator
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .frames import candidate_lists, candidate_texts, check_finite, check_numbers, object_column
+from .arguments import check_flag, check_whole
+from .frames import (
+    candidate_lists,
+    candidate_texts,
+    check_columns,
+    check_fields,
+    check_finite,
+    check_numbers,
+    object_column,
+    used_title_field,
+)
 from .heads import HeadsLike, describe_heads, is_all, kept_heads, layers_needed, parse_heads
 from .llm import FrozenLLM
+from .progress import with_progress
 from .reader import ListReader
 from .reading import SETTING_NAMES, ReadingSettings, resolve_settings
 from .store import HeadScoreStore
 from .template import PromptTemplate
+
+_USED = ("qid", "query", "docno", "rank", "score")
 
 
 class AttentionHeadScorer(pt.Transformer):
@@ -23,8 +36,9 @@ class AttentionHeadScorer(pt.Transformer):
     tokens pay to it (ICR, arXiv 2410.02642; QRHead, arXiv 2506.09944). Put it once before several re-rankers and share
     the object: the documents are then encoded once per query.
 
-    Required input columns: ``qid``, ``query``, ``docno``, ``text_field`` (and ``title_field``); ``rank`` or ``score``,
-    if there, give the candidates' order.
+    Required input columns: ``qid``, ``query``, ``docno``, ``text_field`` (and ``title_field``, if named); ``rank`` or
+    ``score``, if there, give the candidates' order. Query, text and title are strings, qid and docno strings or whole
+    numbers.
 
     Output columns: all input columns, and
 
@@ -36,7 +50,8 @@ class AttentionHeadScorer(pt.Transformer):
     * ``hidden_state`` with ``hidden_layers``: float32 array [layers, hidden size], the mean hidden state of the query's
       rows after those layers, the same for all rows of a query.
 
-    A missing text counts as empty. The rows keep their order; nothing is ranked.
+    A missing text or title counts as empty. The rows keep their order; nothing is ranked. Each row has arrays of its
+    own, but for ``hidden_state``, which is read-only.
 
     Args:
         heads: ``"all"``, or heads as (layer, head) pairs or ``"layer-head"`` strings. No layer above the deepest runs.
@@ -56,11 +71,14 @@ class AttentionHeadScorer(pt.Transformer):
             with all heads of the layers that are run.
         batch_size: how many lists are read in one pass.
         text_field: column of the documents' text.
-        title_field: column of the documents' titles, if any.
-        verbose: show progress.
+        title_field: column of the documents' titles; ``"auto"`` takes the column ``title`` where there is one, and None
+            reads no titles.
+        verbose: True shows progress, False does not, None does in a terminal or notebook.
 
     Raises:
         ListTooLongError: naming the qid, for a list beyond the model's context.
+        TypeError: naming column, qid and docno of a value that is no text, or no id.
+        ValueError: naming a column that stands twice, or column and qid of what is missing.
     """
 
     schematic = {"label": "AttentionHeads", "help_url": "https://arxiv.org/abs/2410.02642"}
@@ -83,8 +101,8 @@ class AttentionHeadScorer(pt.Transformer):
         store: HeadScoreStore | str | None = None,
         batch_size: int = 1,
         text_field: str = "text",
-        title_field: str | None = None,
-        verbose: bool = False,
+        title_field: str | None = "auto",
+        verbose: bool | None = None,
     ) -> None:
         self.heads = kept_heads(heads)
         self.llm = llm
@@ -115,7 +133,9 @@ class AttentionHeadScorer(pt.Transformer):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Add the vectors; see the class."""
-        fields = [self.text_field] if self.title_field is None else [self.text_field, self.title_field]
+        title_field = used_title_field(inp.columns, self.title_field, self.text_field)
+        fields = [self.text_field] if title_field is None else [self.text_field, title_field]
+        check_columns(inp, [*_USED, *fields, *self._columns()])
         pt.validate.result_frame(inp, extra_columns=["query", *fields], context=self)
         settings = self._settings()
         columns = {name: object_column(len(inp)) for name in self._columns()}
@@ -123,7 +143,7 @@ class AttentionHeadScorer(pt.Transformer):
             raise ValueError("there is a column 'features' already, which features=True would overwrite")
         # What an earlier scorer wrote speaks of its own reading.
         inp = inp.drop(columns=["head_scores_raw", "hidden_state"], errors="ignore")
-        if not inp.empty:
+        if len(inp):
             hidden_layers = self._layers()
             needed = layers_needed(self.heads)
             if needed is not None:
@@ -131,23 +151,27 @@ class AttentionHeadScorer(pt.Transformer):
             self._backbone = FrozenLLM.of(self.llm, max_layers=needed, reuse=self._backbone)
             store = HeadScoreStore.of(self.store)
             reader = ListReader(self._backbone, self.heads, settings, hidden_layers=hidden_layers, store=store)
-            self._fill(inp, reader, columns)
+            self._fill(inp, reader, title_field, columns)
         return inp.assign(**columns)
 
-    def _fill(self, inp: pd.DataFrame, reader: ListReader, columns: dict[str, np.ndarray]) -> None:
+    def _fill(
+        self, inp: pd.DataFrame, reader: ListReader, title_field: str | None, columns: dict[str, np.ndarray]
+    ) -> None:
         found = candidate_lists(inp)
-        lists = [candidate_texts(inp, own, self.depth, self.text_field, self.title_field) for own in found]
-        reading, settings = reader.reading, reader.settings
-        scored = reader.read(lists, self.batch_size)
-        if self.verbose:
-            scored = pt.tqdm(scored, total=len(lists), unit="q", desc=str(self))
+        lists = [candidate_texts(inp, own, self.depth, self.text_field, title_field) for own in found]
+        reading, settings = replace(reader.reading, title_field=title_field), reader.settings
+        scored = with_progress(
+            reader.read(lists, self.batch_size), total=len(lists), desc=str(self), verbose=self.verbose
+        )
         for (candidates, scores), own in zip(scored, found, strict=True):
             vectors = scores.vectors(calibrate=settings.calibrate, token_filter=settings.token_filter)
             check_finite(vectors, candidates.qid)
             states = [scores.hidden[layer] for layer in reader.hidden_layers]
             hidden = np.stack(states) if states else None
+            if hidden is not None:
+                hidden.flags.writeable = False  # the rows of a query share it
             for i, row in enumerate(own.rows[: self.depth]):
-                columns["head_scores"][row] = vectors[i]
+                columns["head_scores"][row] = vectors[i].copy()
                 columns["head_reading"][row] = reading
                 if self.raw:
                     columns["head_scores_raw"][row] = scores.raw[i].copy()
@@ -161,13 +185,20 @@ class AttentionHeadScorer(pt.Transformer):
         return ["head_scores", "head_reading", *(name for name, wanted in asked.items() if wanted)]
 
     def _layers(self) -> tuple[int, ...]:
-        try:
-            return () if self.hidden_layers is None else tuple(operator.index(layer) for layer in self.hidden_layers)
-        except TypeError:
-            raise ValueError(f"hidden_layers is a sequence of layers, got {self.hidden_layers!r}") from None
+        layers = self.hidden_layers
+        if layers is None:
+            return ()
+        if isinstance(layers, str) or np.ndim(layers) != 1:
+            raise TypeError(f"hidden_layers is a sequence of layers, got {layers!r}")
+        return tuple(check_whole(f"hidden_layers[{i}]", layer, least=0) for i, layer in enumerate(layers))
 
     def _settings(self) -> ReadingSettings:
         check_numbers(self.depth, self.batch_size)
+        check_fields(self.text_field, self.title_field)
+        check_flag("raw", self.raw)
+        check_flag("features", self.features)
+        if self.verbose is not None:
+            check_flag("verbose", self.verbose)
         FrozenLLM.of(self.llm)
         self._layers()
         if not is_all(self.heads):
