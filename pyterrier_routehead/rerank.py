@@ -20,7 +20,9 @@ class StaticHeadReranker(HeadReranker):
     """Ranks by the sum of a fixed set of attention heads.
 
     Behind an :class:`AttentionHeadScorer` it sums what the scorer has read and needs no model. On text it reads the
-    heads itself, running no layer above the deepest of them. Columns and further arguments as for :class:`HeadReranker`.
+    heads itself, running no layer above the deepest of them.
+
+    Columns and further arguments as for :class:`HeadReranker`.
 
     Args:
         heads: ``"all"``, heads as (layer, head) pairs or ``"layer-head"`` strings; a :class:`HeadSet`, of which the

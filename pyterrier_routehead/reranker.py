@@ -10,13 +10,13 @@ import pandas as pd
 import pyterrier as pt
 
 from .arguments import check_number
-from .errors import MismatchError
+from .errors import MismatchError, NotFittedError
 from .frames import check_columns, object_column, used_title_field, with_ranking, with_tail
 from .head_set import HeadSet
 from .llm import FrozenLLM
 from .notices import warn
 from .options import ReadsLists
-from .policy import HeadPolicy
+from .policy import HeadPolicy, Unfitted
 from .progress import with_progress
 from .ranking import rank
 from .reader import ListReader, model_identity
@@ -67,6 +67,8 @@ class HeadReranker(ReadsLists):
         source = self._source(inp, policy)
         scores, choices = np.zeros(len(inp)), object_column(len(inp))
         if len(inp):
+            if isinstance(policy, Unfitted):
+                raise NotFittedError(policy.message)
             lists = source.lists(self.depth, query=policy.needs_query, first_stage=self._weighs(policy))
             ranked = rank(lists, source, policy, first_stage_weight=self.first_stage_weight)
             for one in with_progress(ranked, total=len(lists), desc=str(self), verbose=self.verbose):

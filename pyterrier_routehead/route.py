@@ -38,14 +38,16 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
     ``(bm25 % 20 >> text >> RouteHeadReranker()).fit(train_topics, train_qrels, valid_topics, valid_qrels)`` screens a
     pool of heads on the training queries, searches for each of them the heads that rank its candidates best (pseudo
     labels), and trains a router to foretell them from the query. Ranking routes each query and sums the heads that were
-    chosen. ``RouteHeadReranker("smollm2-135m")`` ranks by the router that comes with the package. What the paper leaves unknown to us is our choice: the default of every argument here, that the pool is
-    screened by single-head nDCG@10, that scores are calibrated and filtered for each head, and what the modules
-    ``search``, ``labels``, ``router`` and ``training`` mark so.
+    chosen. ``RouteHeadReranker("smollm2-135m")`` ranks by the router that comes with the package.
 
-    Columns as for :class:`HeadReranker`. A router that embeds the query alone needs ``query`` behind a scorer
-    too, and one that embeds it from the re-ranking pass needs the scorer's ``hidden_state``; a router that looks at the
-    list needs ``score`` too. With ``routed_heads`` the chosen heads are written to a column of
-    that name: a tuple of ``"layer-head"`` strings in each row that was ranked.
+    What the paper leaves unknown to us is our choice: the default of every argument here, that the pool is screened by
+    single-head nDCG@10, that scores are calibrated and filtered for each head, and what the modules ``search``,
+    ``labels``, ``router`` and ``training`` mark so.
+
+    Columns as for :class:`HeadReranker`. A router that embeds the query alone needs ``query`` behind a scorer too, and
+    one that embeds it from the re-ranking pass needs the scorer's ``hidden_state``; a router that looks at the list
+    needs ``score`` too. With ``routed_heads`` the chosen heads are written to a column of that name: a tuple of
+    ``"layer-head"`` strings in each row that was ranked.
 
     On text, a query is routed before its documents are read, and no layer above the deepest of its heads is run (a
     router that looks at the list needs all heads of the pool). Where a list is ranked in sliding windows, such a router
@@ -72,17 +74,19 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         evidence: let the router look at the list's own evidence too (an extension of ours).
         threshold: heads with at least this probability are chosen (0.5).
         min_heads: so many heads at least (1).
-        weighting: how a query's heads are summed: ``"even"``, as published (the default); by their ``"probability"``; or by their
-            ``"logit"``, which may be below 0, over the whole pool: then heads are standardised within the list, the
-            router is trained on the ranking itself, not on pseudo labels, and ``first_stage_weight`` takes part in the
-            training, since the first stage's score is added to the sum as it is (the last two are extensions of ours).
+        weighting: how a query's heads are summed: ``"even"``, as published (the default); by their ``"probability"``;
+            or by their ``"logit"``, which may be below 0, over the whole pool: then heads are standardised within the
+            list, the router is trained on the ranking itself, not on pseudo labels, and ``first_stage_weight`` takes
+            part in the training, since the first stage's score is added to the sum as it is (the last two are
+            extensions of ours).
         static_heads: so many of the best heads over all queries are always in; routed ones come in addition (0; an
             extension of ours).
         unsure: where no probability reaches this, the best ``max_heads`` heads over all queries rank (0; an extension
             of ours).
         hold_out: share of the training queries that is held out to choose the epoch, where no validation queries are
             given.
-        training: settings of the training by name; see :class:`~pyterrier_routehead.training_settings.TrainingSettings`.
+        training: settings of the training by name; see
+            :class:`~pyterrier_routehead.training_settings.TrainingSettings`.
         seed: of everything random in ``fit`` but the halves on which ``"shrunk"`` labels estimate their reliability,
             which are the same for all seeds.
         routed_heads: also write the column ``routed_heads``.
@@ -255,7 +259,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             pool,
             state=state,
             recipe=self.labels,
-            max_heads=selection.most,
+            max_heads=selection.max_heads,
             selection=selection,
             settings=settings,
             evidence=self.evidence,

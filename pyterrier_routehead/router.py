@@ -6,7 +6,6 @@ It is trained with torch (:mod:`pyterrier_routehead.training`) and applied with 
 """
 
 import json
-import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyterrier as pt
 
+from .arguments import check_choice, check_share, check_whole
 from .evidence import EVIDENCE
 from .head_set import HeadSet
 from .query_encoder import QueryState
@@ -34,39 +34,37 @@ class Selection:
 
     Args:
         threshold: heads with at least this probability are chosen.
-        least: so many heads at least, those with the highest probabilities.
-        most: so many at most (P).
+        min_heads: so many heads at least, those with the highest probabilities.
+        max_heads: so many at most (P).
         weighting: how the chosen heads are summed: ``"even"``, as published; by their ``"probability"``; or by their
             ``"logit"``: then all heads of the pool are summed, each standardised within the list and weighted by its
             logit, which may be below 0, and the other arguments do not count (the last two are extensions of ours).
         static_heads: so many of the best heads over all queries are always in, routed ones come in addition (ours).
-        unsure: where no probability reaches this, the pool's first ``most`` heads rank: the static set (ours).
+        unsure: where no probability reaches this, the pool's first ``max_heads`` heads rank: the static set (ours).
     """
 
     threshold: float = 0.5
-    least: int = 1
-    most: int = 8
+    min_heads: int = 1
+    max_heads: int = 8
     weighting: str = "even"
     static_heads: int = 0
     unsure: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting is one of {', '.join(map(repr, WEIGHTINGS))}, got {self.weighting!r}")
+        check_choice("weighting", self.weighting, WEIGHTINGS)
         for name in ("threshold", "unsure"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, got {getattr(self, name)!r}")
-        for name in ("least", "most", "static_heads"):
-            number = getattr(self, name)
-            if not isinstance(number, numbers.Integral) or isinstance(number, bool):
-                raise ValueError(f"{name} is a number of heads, got {number!r}")
-            object.__setattr__(self, name, int(number))
-        for name in ("threshold", "unsure"):
-            object.__setattr__(self, name, float(getattr(self, name)))
-        if not 1 <= self.least <= self.most:
-            raise ValueError(f"least and most are numbers of heads, 1 <= least <= most; got {self.least}, {self.most}")
-        if self.static_heads < 0:
-            raise ValueError(f"static_heads is a number of heads from 0, got {self.static_heads!r}")
+            object.__setattr__(self, name, check_share(name, getattr(self, name)))
+        for name, least in (("min_heads", 1), ("max_heads", 1), ("static_heads", 0)):
+            number = check_whole(name, getattr(self, name), least=least, what="number of heads")
+            object.__setattr__(self, name, number)
+        if self.min_heads > self.max_heads:
+            raise ValueError(f"min_heads is at most max_heads ({self.max_heads}), got {self.min_heads}")
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> "Selection":
+        """What was written by name; early files call the numbers of heads ``least`` and ``most``."""
+        former = {"least": "min_heads", "most": "max_heads"}
+        return cls(**{former.get(name, name): value for name, value in said.items()})
 
     @property
     def by_logits(self) -> bool:
@@ -78,10 +76,10 @@ def choose(probabilities: np.ndarray, selection: Selection) -> np.ndarray:
     """From probabilities [heads], in the pool's order, to the weight of each head in the sum: float64 [heads]."""
     weights = np.zeros(len(probabilities))
     if probabilities.max() < selection.unsure:
-        weights[: selection.most] = 1.0  # the pool is in order of static quality
+        weights[: selection.max_heads] = 1.0  # the pool is in order of static quality
         return weights
     order = np.argsort(-probabilities, kind="stable")
-    count = int(np.clip((probabilities >= selection.threshold).sum(), selection.least, selection.most))
+    count = int(np.clip((probabilities >= selection.threshold).sum(), selection.min_heads, selection.max_heads))
     weights[order[:count]] = probabilities[order[:count]] if selection.weighting == "probability" else 1.0
     weights[: selection.static_heads] = np.maximum(weights[: selection.static_heads], 1.0)
     return weights
@@ -137,7 +135,7 @@ class HeadRouter(pt.Artifact):
             if said["format"] != _FORMAT:
                 raise ValueError(f"its format is {said['format']}, this version reads {_FORMAT}")
             self.pool = HeadSet.from_json(said["pool"])
-            self.state, self.selection = QueryState(**said["state"]), Selection(**said["selection"])
+            self.state, self.selection = QueryState(**said["state"]), Selection.from_json(said["selection"])
             self.report, self.version = said["report"], said["version"]
             if not (Path(path) / _WEIGHTS).is_file():
                 raise ValueError(f"there is no {_WEIGHTS} in it")

@@ -31,8 +31,8 @@ class HeadVectors:
     """Head scores of a list.
 
     Attributes:
-        vectors: as they are ranked by, float32 [candidates, heads]; with ``token_filter="sum"`` one column, the filtered
-            sum over the heads.
+        vectors: as they are ranked by, float32 [candidates, heads]; with ``token_filter="sum"`` one column, the
+            filtered sum over the heads.
         raw: attention without calibration, float32 [candidates, heads]; None where it was not asked for.
     """
 

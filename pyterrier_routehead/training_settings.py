@@ -57,9 +57,8 @@ class TrainingSettings:
         check_choice("start", self.start, ("frequency", "ridge"))
         for name, least in (("size", 1), ("batch_size", 1), ("epochs", 0), ("patience", 0), ("seed", 0)):
             check_whole(name, getattr(self, name), least=least)
-        for name in (
-            "learning_rate", "weight_decay", "labels", "sparsity", "balance", "ranking", "ridge", "query_ridge", "dropout",
-        ):
+        weights = ("labels", "sparsity", "balance", "ranking", "ridge", "query_ridge")
+        for name in ("learning_rate", "weight_decay", "dropout", *weights):
             if check_number(name, getattr(self, name)) < 0:
                 raise ValueError(f"{name} is a number from 0, got {getattr(self, name)!r}")
         if self.dropout >= 1:

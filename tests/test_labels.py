@@ -15,7 +15,7 @@ from pyterrier_routehead.labels import (
     reliability,
     static,
 )
-from pyterrier_routehead.search import PaddedLists, log_probability, list_ndcg
+from pyterrier_routehead.search import PaddedLists, list_ndcg, log_probability
 
 NAMES = pytest.mark.parametrize("recipe", [*RECIPES, static], ids=str)
 

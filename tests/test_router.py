@@ -19,7 +19,8 @@ from pyterrier_routehead.query_encoder import QueryState
 from pyterrier_routehead.reading import ModelIdentity
 from pyterrier_routehead.router import EVIDENCE_NAMES, WEIGHT_NAMES, choose
 from pyterrier_routehead.search import PaddedLists, list_ndcg, standardised_lists
-from pyterrier_routehead.training import FOR_LOGITS, RoutingData, TrainingSettings, _Router, ridge_regression, train
+from pyterrier_routehead.training import RoutingData, _Router, ridge_regression, train
+from pyterrier_routehead.training_settings import FOR_LOGITS, TrainingSettings
 
 MODEL = ModelIdentity("no/such-model", ("aa", "bb", "cc", "dd"), 4, 4)
 HIDDEN, SIZE = 5, 2
@@ -146,22 +147,22 @@ PROBABILITIES = np.array([0.2, 0.9, 0.5, 0.6, 0.1])
         ({"threshold": 0.55}, [0, 1, 0, 1, 0]),
         ({"threshold": 0.0}, [1, 1, 1, 1, 1]),
         ({"threshold": 0.95}, [0, 1, 0, 0, 0]),
-        ({"threshold": 0.95, "least": 2}, [0, 1, 0, 1, 0]),
-        ({"least": 4}, [1, 1, 1, 1, 0]),
-        ({"least": 8}, [1, 1, 1, 1, 1]),
-        ({"threshold": 0.0, "most": 2}, [0, 1, 0, 1, 0]),
-        ({"most": 1}, [0, 1, 0, 0, 0]),
+        ({"threshold": 0.95, "min_heads": 2}, [0, 1, 0, 1, 0]),
+        ({"min_heads": 4}, [1, 1, 1, 1, 0]),
+        ({"min_heads": 8}, [1, 1, 1, 1, 1]),
+        ({"threshold": 0.0, "max_heads": 2}, [0, 1, 0, 1, 0]),
+        ({"max_heads": 1}, [0, 1, 0, 0, 0]),
         ({"weighting": "probability"}, [0, 0.9, 0.5, 0.6, 0]),
-        ({"weighting": "probability", "least": 4}, [0.2, 0.9, 0.5, 0.6, 0]),
+        ({"weighting": "probability", "min_heads": 4}, [0.2, 0.9, 0.5, 0.6, 0]),
         ({"static_heads": 1}, [1, 1, 1, 1, 0]),
-        ({"static_heads": 2, "most": 1, "threshold": 0.6}, [1, 1, 0, 0, 0]),
+        ({"static_heads": 2, "max_heads": 1, "threshold": 0.6}, [1, 1, 0, 0, 0]),
         ({"static_heads": 9}, [1, 1, 1, 1, 1]),
-        ({"static_heads": 1, "most": 2}, [1, 1, 0, 1, 0]),
+        ({"static_heads": 1, "max_heads": 2}, [1, 1, 0, 1, 0]),
         ({"weighting": "probability", "static_heads": 2}, [1, 1, 0.5, 0.6, 0]),
         ({"unsure": 0.9}, [0, 1, 1, 1, 0]),
-        ({"unsure": 0.91, "most": 2}, [1, 1, 0, 0, 0]),
+        ({"unsure": 0.91, "max_heads": 2}, [1, 1, 0, 0, 0]),
         ({"unsure": 0.91}, [1, 1, 1, 1, 1]),
-        ({"unsure": 0.91, "most": 3, "weighting": "probability"}, [1, 1, 1, 0, 0]),
+        ({"unsure": 0.91, "max_heads": 3, "weighting": "probability"}, [1, 1, 1, 0, 0]),
     ],
     ids=str,
 )
@@ -172,14 +173,18 @@ def test_probabilities_become_weights(selection, weights):
 
 
 def test_equal_probabilities_are_chosen_in_the_pools_order():
-    assert choose(np.full(4, 0.7), Selection(most=2)).tolist() == [1, 1, 0, 0]
+    assert choose(np.full(4, 0.7), Selection(max_heads=2)).tolist() == [1, 1, 0, 0]
 
 
 def test_a_router_routes_by_its_selection():
     state, _ = some_inputs()
     probabilities = some_router().probabilities(state)
     assert probabilities.std() > 0.05
-    for selection in (Selection(most=1), Selection(weighting="probability", least=3), Selection(unsure=1.0, most=2)):
+    for selection in (
+        Selection(max_heads=1),
+        Selection(weighting="probability", min_heads=3),
+        Selection(unsure=1.0, max_heads=2),
+    ):
         router = some_router().with_selection(selection)
         assert router.selection == selection
         np.testing.assert_array_equal(router.route(state), choose(probabilities, selection))
@@ -193,9 +198,9 @@ def test_a_router_routes_by_its_selection():
         ({"threshold": -0.1}, "threshold is a probability"),
         ({"threshold": float("nan")}, "threshold is a probability, got nan"),
         ({"unsure": 2}, "unsure is a probability, got 2"),
-        ({"least": 0}, "1 <= least <= most; got 0, 8"),
-        ({"most": 0}, "1 <= least <= most; got 1, 0"),
-        ({"least": 3, "most": 2}, "1 <= least <= most; got 3, 2"),
+        ({"min_heads": 0}, "1 <= least <= most; got 0, 8"),
+        ({"max_heads": 0}, "1 <= least <= most; got 1, 0"),
+        ({"min_heads": 3, "max_heads": 2}, "1 <= least <= most; got 3, 2"),
         ({"static_heads": -1}, "static_heads is a number of heads from 0, got -1"),
     ],
 )
@@ -263,7 +268,7 @@ def same_routers(one, other):
 
 @pytest.mark.parametrize("evidence", [False, True])
 def test_saved_and_loaded_routers_say_the_same(evidence, tmp_path):
-    router = some_router(evidence, threshold=0.25, most=3, weighting="probability", static_heads=1, unsure=0.1)
+    router = some_router(evidence, threshold=0.25, max_heads=3, weighting="probability", static_heads=1, unsure=0.1)
     saved = router.save(tmp_path / "deep" / "router")
     for loaded in (saved, HeadRouter(tmp_path / "deep" / "router"), HeadRouter(str(tmp_path / "deep" / "router"))):
         same_routers(loaded, router)
@@ -273,7 +278,7 @@ def test_a_router_is_three_files_without_pickle(tmp_path):
     path = some_router().save(tmp_path / "router").path
     assert sorted(file.name for file in path.iterdir()) == ["pt_meta.json", "router.json", "router.safetensors"]
     said = json.loads((path / "router.json").read_text())
-    assert said["selection"]["most"] == 8
+    assert said["selection"]["max_heads"] == 8
     assert HeadSet.from_json(said["pool"]) == some_pool()
     length = int.from_bytes((path / "router.safetensors").read_bytes()[:8], "little")
     assert set(json.loads((path / "router.safetensors").read_bytes()[8 : 8 + length])) == set(WEIGHT_NAMES)
@@ -299,8 +304,8 @@ def test_saving_overwrites_nothing(tmp_path):
 
 def test_loaded_routers_can_choose_otherwise_and_be_saved_again(tmp_path):
     first = some_router().save(tmp_path / "one")
-    other = first.with_selection(Selection(most=2)).save(tmp_path / "two")
-    assert other.selection == Selection(most=2)
+    other = first.with_selection(Selection(max_heads=2)).save(tmp_path / "two")
+    assert other.selection == Selection(max_heads=2)
     same_routers(other.with_selection(Selection()), first)
 
 
@@ -359,7 +364,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 # Training
 
-LEARNT = Selection(most=2)
+LEARNT = Selection(max_heads=2)
 POOL = some_pool(",".join(f"{layer}-{head}" for layer in range(2) for head in range(4)))
 
 
@@ -573,7 +578,7 @@ def test_without_epochs_a_router_follows_the_labels_frequencies():
 def test_logits_are_weights_whatever_else_is_chosen_by(evidence):
     state, told = some_inputs(3)
     told = told if evidence else None
-    for choice in ({}, {"threshold": 1.0, "most": 1}, {"unsure": 1.0}, {"static_heads": 2}):
+    for choice in ({}, {"threshold": 1.0, "max_heads": 1}, {"unsure": 1.0}, {"static_heads": 2}):
         router = some_router(evidence, weighting="logit", **choice)
         assert router.standardises
         weights = router.route(state, told)
@@ -587,7 +592,7 @@ def test_logits_are_weights_whatever_else_is_chosen_by(evidence):
 
 
 def test_saved_weights_are_the_same(tmp_path):
-    router = some_router(evidence=True, weighting="logit", most=2)
+    router = some_router(evidence=True, weighting="logit", max_heads=2)
     loaded = router.save(tmp_path / "router")
     assert loaded.standardises
     same_routers(loaded, router)
@@ -695,7 +700,7 @@ def test_padding_has_no_part_in_the_ranking_loss():
         for own, fill in ((data.lists.scores, 0), (data.lists.gains, 0), (data.lists.there, False))
     ))
     settings = replace(ON_RANKING, epochs=3)
-    for selection in (LOGITS, Selection(weighting="probability", least=8)):
+    for selection in (LOGITS, Selection(weighting="probability", min_heads=8)):
         one, _ = train(data, signed_lists(1), selection, settings)
         other, _ = train(replace(data, lists=padded), signed_lists(1), selection, settings)
         np.testing.assert_allclose(one["bias"], other["bias"], atol=1e-5)

@@ -13,8 +13,8 @@ from pyterrier_routehead import search
 from pyterrier_routehead.frames import standardised
 from pyterrier_routehead.search import (
     PaddedLists,
-    log_probability,
     list_ndcg,
+    log_probability,
     objective,
     search_sets,
     standardised_lists,
@@ -116,7 +116,7 @@ def test_measures_are_plain_loops():
     scores, labels = random_lists(1, 25, 5)
     scores[0][:, 1] = 3.0  # a head that tells nothing
     lists = PaddedLists.of(scores, labels)
-    for measure, plain in ((ndcg, plain_ndcg), (log_probability, plain_log_probability)):
+    for measure, plain in ((list_ndcg, plain_ndcg), (log_probability, plain_log_probability)):
         expected = [
             [plain(own[:, head].tolist(), label.tolist()) for head in range(5)]
             for own, label in zip(scores, labels, strict=True)
