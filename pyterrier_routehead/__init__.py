@@ -7,6 +7,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``errors``               errors that callers may want to catch
 ``arguments``            checks of arguments, by the names that users typed
 ``progress``             progress bars where somebody looks
+``locks``                locks that a forked process finds free
 ``splits``               training and validation queries that give nothing away about the test queries
 ``criteria``             how well each head ranks a judged list
 ``heads``                a head is a (layer, head) pair, written ``"layer-head"``
@@ -16,10 +17,13 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``document_attention``   how documents see each other: list-wise or block-wise
 ``token_filter``         from attention on tokens to scores of documents
 ``attention``            the one place where attention is computed and read
+``adapters``             which weights are in effect where PEFT's adapters are added
 ``fingerprint``          which weights a model has
 ``quiet``                keeps transformers' load reports out of a user's output
 ``default_model``        where SmolLM2-135M-Instruct comes from
+``twin``                 a decoder's twin: modules of our own over the same weights
 ``loading``              opens a model and takes its decoder apart
+``engine``               runs passes over a decoder, of which nothing is changed
 ``check``                tries on a few tokens whether a model can be read exactly
 ``llm``                  `FrozenLLM`: the frozen model, run up to the deepest head that is needed
 ``scores``               `ListScores`: head scores of one list, as numbers

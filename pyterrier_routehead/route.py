@@ -313,7 +313,7 @@ class RouteHeadReranker(FittedReranker):
         if not needed.any():
             needed[0] = True  # something must be read, if only to weigh nothing
         chosen = [head for head, one in zip(router.pool, needed, strict=True) if one]
-        return ListReader(reader.llm, chosen, reader.settings, store=reader.store)
+        return reader.of_heads(chosen)
 
     def _columns(self, reading: Reading, heads: HeadSet) -> list[int]:
         columns = super()._columns(reading, heads)
