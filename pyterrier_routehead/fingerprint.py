@@ -31,7 +31,7 @@ class ModelSnapshot:
         weights_dtype: dtype of the weights in memory, such as ``"bfloat16"``.
         fingerprint: a hash per loaded layer over samples of its weights.
         layer_fingerprint: the fingerprint with whatever else tells a layer's scores apart: the kind of its attention,
-            where layers are of several kinds, and, of a loaded model, a sum over all its weights.
+            where layers are of several kinds, and a sum over all weights.
         surroundings: a hash over embeddings and configuration.
     """
 
@@ -77,8 +77,8 @@ def layer_sums(layers: "Iterable[torch.nn.Module]") -> tuple[str, ...]:
 
     They notice the change of a single weight, which samples do not; unlike these they depend on the dtype.
     """
-    states = [weights_in_effect(layer) for layer in layers]
-    sums = iter(_on_cpu([_sum(weights) for state in states for weights in state.values()]))
+    states = [sorted(weights_in_effect(layer).items()) for layer in layers]
+    sums = iter(_on_cpu([_sum(weights) for state in states for _, weights in state]))
     return tuple(hashlib.sha256(b"".join(next(sums) for _ in state)).hexdigest()[:8] for state in states)
 
 
@@ -147,13 +147,12 @@ _NO_MATTER = {
 _AFTER_THE_LAYERS = {"norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm"}
 
 
-def surroundings_hash(decoder: "torch.nn.Module", layers: "torch.nn.Module", *, exact: bool = False) -> str:
+def surroundings_hash(decoder: "torch.nn.Module", layers: "torch.nn.Module") -> str:
     """Eight hexadecimal digits over what changes a decoder's states beside its layers: embeddings and configuration.
 
     Args:
         decoder: the model below its language-model head.
         layers: its stack of layers, which is left out, as is the norm behind it.
-        exact: whether all weights count, as in :func:`layer_sums`, and not samples alone.
     """
     config = {name: value for name, value in decoder.config.to_dict().items() if name not in _NO_MATTER}
     around = [
@@ -161,9 +160,7 @@ def surroundings_hash(decoder: "torch.nn.Module", layers: "torch.nn.Module", *, 
         for name, module in decoder.named_children()
         if module is not layers and name not in _AFTER_THE_LAYERS and weights_in_effect(module)
     ]
-    said = json.dumps(config, sort_keys=True, default=str) + "".join(layer_hashes(around))
-    if exact:
-        said += "".join(layer_sums(around))
+    said = json.dumps(config, sort_keys=True, default=str) + "".join((*layer_hashes(around), *layer_sums(around)))
     return hashlib.sha256(said.encode()).hexdigest()[:8]
 
 

@@ -4,6 +4,7 @@ No logits are ever computed: only the decoder below the language-model head is u
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,20 +222,17 @@ class FrozenLLM:
         if loaded.snapshot is not None:
             return loaded.snapshot
         fingerprint = loaded.fingerprint or layer_hashes(loaded.layers)
-        said = [fingerprint]
-        kinds = getattr(loaded.decoder.config, "layer_types", None)
-        if kinds:
-            said.append([*kinds, *[""] * len(fingerprint)])
-        if loaded.live:  # it may have been changed by a single weight
-            said.append(layer_sums(loaded.layers))
+        kinds = getattr(loaded.decoder.config, "layer_types", None) or ()
+        sums = layer_sums(loaded.layers)
+        layers = zip_longest(fingerprint, sums, kinds[: len(sums)], fillvalue="")
         taken = ModelSnapshot(
             name=self.name,
             total_layers=loaded.total_layers,
             num_heads=loaded.num_heads,
             weights_dtype=self.weights_dtype,
             fingerprint=fingerprint,
-            layer_fingerprint=tuple(" ".join(own).strip() for own in zip(*said, strict=False)),
-            surroundings=surroundings_hash(loaded.decoder, loaded.layers, exact=loaded.live),
+            layer_fingerprint=tuple(" ".join(own).strip() for own in layers),
+            surroundings=surroundings_hash(loaded.decoder, loaded.layers),
         )
         if not loaded.live:
             loaded.snapshot = taken

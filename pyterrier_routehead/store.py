@@ -75,7 +75,7 @@ class HeadScoreStore:
     holds all heads of the layers that were run, so it serves every choice of heads within them, calibrated or not; when
     deeper heads are wanted the list is read again and the entry replaced. Qids and docnos play no part: the same query
     with the same texts in the same order is found again under any name. Models are told apart by their configuration
-    and by samples of their weights, as everywhere in this package.
+    and by all their weights.
 
     Args:
         path: the folder, made if it is not there.
