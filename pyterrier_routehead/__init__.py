@@ -8,6 +8,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``arguments``            checks of arguments, by the names that users typed
 ``notices``              warnings that point at the user's own line
 ``progress``             progress bars where somebody looks
+``locks``                locks that a forked process finds free
 ``splits``               training and validation queries that give nothing away about the test queries
 ``measures``             nDCG@10, by which everything is compared
 ``criteria``             how well each head ranks a judged list
@@ -18,10 +19,13 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``document_attention``   how documents see each other: list-wise or block-wise
 ``token_filter``         from attention on tokens to scores of documents
 ``attention``            the one place where attention is computed and read
+``adapters``             which weights are in effect where PEFT's adapters are added
 ``fingerprint``          which weights a model has
 ``quiet``                keeps transformers' load reports out of a user's output
 ``default_model``        where SmolLM2-135M-Instruct comes from
+``twin``                 a decoder's twin: modules of our own over the same weights
 ``loading``              opens a model and takes its decoder apart
+``engine``               runs passes over a decoder, of which nothing is changed
 ``check``                tries on a few tokens whether a model can be read exactly
 ``llm``                  `FrozenLLM`: the frozen model, run up to the deepest head that is needed
 ``scores``               `ListScores`: head scores of one list, as numbers

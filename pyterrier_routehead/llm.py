@@ -3,17 +3,16 @@
 No logits are ever computed: only the decoder below the language-model head is used.
 """
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .default_model import ModelSource, default_source, names_packaged_gguf, packaged_source
 from .errors import UnsupportedArchitectureError
-from .fingerprint import layer_hash, surroundings_hash
+from .fingerprint import ModelSnapshot, layer_hashes, layer_sums, surroundings_hash
 from .loading import LoadedModel, adopt_model, load_model
+from .locks import new_lock
 from .quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -92,8 +91,7 @@ class FrozenLLM:
         self._made_by_name = False
         self._source: ModelSource | None = None
         self._loaded: LoadedModel | None = None
-        self._unchecked: LoadedModel | None = None
-        self._lock = threading.RLock()
+        self._lock = new_lock()
 
     @classmethod
     def of(
@@ -151,13 +149,13 @@ class FrozenLLM:
         return f"FrozenLLM({'' if self.model is None else repr(str(getattr(self.model, 'name', self.model)))})"
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_loaded", "_unchecked", "_lock", "_source")}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_loaded", "_lock", "_source")}
         if _is_live(self.model):
             state["model"], state["tokenizer"] = _LiveModelGone(_live_name(self.model)), None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _loaded=None, _unchecked=None, _source=None, _lock=threading.RLock())
+        self.__dict__.update(state, _loaded=None, _source=None, _lock=new_lock())
 
     def __copy__(self) -> "FrozenLLM":
         return self  # frozen: a copy would only load the weights twice
@@ -197,7 +195,7 @@ class FrozenLLM:
     @property
     def architecture(self) -> str:
         """Name of the decoder's class, for messages."""
-        return type(self._load().decoder).__name__
+        return self._load().architecture
 
     @property
     def encoder(self) -> "TextEncoder":
@@ -207,41 +205,43 @@ class FrozenLLM:
     @property
     def input_device(self) -> "torch.device":
         """Where token ids go."""
-        return self._load().decoder.get_input_embeddings().weight.device
+        return self._load().input_device
 
     @property
     def fingerprint(self) -> tuple[str, ...]:
-        """One short hash per loaded layer over its weights; see :mod:`pyterrier_routehead.fingerprint`."""
-        loaded = self._load()
-        if loaded.fingerprint is None:
-            loaded.fingerprint = tuple(layer_hash(layer) for layer in loaded.layers)
-        return loaded.fingerprint
+        """One short hash per loaded layer over its weights; see :mod:`pyterrier_routehead.fingerprint`.
 
-    @property
-    def layer_fingerprint(self) -> tuple[str, ...]:
-        """The fingerprint with the kind of each layer's attention, where layers are of several kinds."""
-        kinds = getattr(self._load().decoder.config, "layer_types", None) or ()
-        return tuple(
-            f"{weights} {kinds[i]}" if i < len(kinds) else weights for i, weights in enumerate(self.fingerprint)
+        Of a loaded model, it is taken anew each time, for weights and adapters may have changed.
+        """
+        loaded = self._load()
+        return layer_hashes(loaded.layers) if loaded.live else self.snapshot().fingerprint
+
+    def snapshot(self) -> ModelSnapshot:
+        """What the model is at this moment; of a model by name it is taken once."""
+        loaded = self._load()
+        if loaded.snapshot is not None:
+            return loaded.snapshot
+        fingerprint = loaded.fingerprint or layer_hashes(loaded.layers)
+        kinds = getattr(loaded.decoder.config, "layer_types", None) or ()
+        sums = layer_sums(loaded.layers)
+        layers = zip_longest(fingerprint, sums, kinds[: len(sums)], fillvalue="")
+        taken = ModelSnapshot(
+            name=self.name,
+            total_layers=loaded.total_layers,
+            num_heads=loaded.num_heads,
+            weights_dtype=self.weights_dtype,
+            fingerprint=fingerprint,
+            layer_fingerprint=tuple(" ".join(own).strip() for own in layers),
+            surroundings=surroundings_hash(loaded.decoder, loaded.layers),
         )
-
-    @property
-    def surroundings(self) -> str:
-        """A short hash over embeddings and configuration, which fingerprints leave out."""
-        loaded = self._load()
-        if loaded.surroundings is None:
-            loaded.surroundings = surroundings_hash(loaded.decoder)
-        return loaded.surroundings
+        if not loaded.live:
+            loaded.snapshot = taken
+        return taken
 
     @property
     def weights_dtype(self) -> str:
         """The dtype of the weights in memory, such as ``"bfloat16"``."""
         return str(self._load().decoder.dtype).removeprefix("torch.")
-
-    @property
-    def scales_by_row(self) -> bool:
-        """Whether queries are scaled by their row in the input, whatever their position (Llama 4)."""
-        return bool(getattr(self._load().decoder.config, "attn_temperature_tuning", False))
 
     @property
     def context_length(self) -> int | None:
@@ -262,58 +262,10 @@ class FrozenLLM:
         return min(lengths, default=None)
 
     def forward(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
-        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
+        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted."""
+        from .engine import run_pass
 
-        The model's attention implementation and training mode are those of the caller again afterwards, also after an
-        exception.
-        """
-        import torch
-
-        from .attention import ForwardDone, under_way
-
-        loaded = self._load()
-        device = self.input_device
-        ids = torch.tensor([this_pass.ids], device=device)
-        positions = torch.tensor([this_pass.positions], device=device)
-        with loaded.lock, torch.inference_mode(), self._prepared(loaded, this_pass), under_way(this_pass):
-            try:
-                # All-ones mask: without one, transformers takes positions that start anew for packed training examples.
-                whole = torch.ones_like(ids)
-                loaded.decoder(input_ids=ids, attention_mask=whole, position_ids=positions, use_cache=False)
-            except ForwardDone:
-                return
-            except UnsupportedArchitectureError as error:
-                raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {error}") from None
-        raise UnsupportedArchitectureError(
-            f"{self.architecture} cannot be read: its attention does not go through transformers' attention registry"
-        )
-
-    @contextmanager
-    def _prepared(self, loaded: LoadedModel, this_pass: "DocumentPass | TailPass | QueryPass") -> Iterator[None]:
-        from .attention import ATTENTION_NAME
-
-        decoder = loaded.decoder
-        before = decoder.config._attn_implementation
-        in_training = [module for module in decoder.modules() if module.training]
-        hooks = []
-        try:
-            for module in in_training:
-                module.training = False
-            for index in getattr(this_pass, "hidden_layers", ()):
-                hooks.append(loaded.layers[index].register_forward_hook(_hidden_state_hook(this_pass, index)))
-            decoder.set_attn_implementation(ATTENTION_NAME)
-            if decoder.config._attn_implementation != ATTENTION_NAME:
-                raise UnsupportedArchitectureError(
-                    f"{type(decoder).__name__} cannot be read: "
-                    "its attention does not go through transformers' attention registry"
-                )
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            decoder.set_attn_implementation(before)
-            for module in in_training:
-                module.training = True
+        run_pass(self._load(), this_pass)
 
     def _find(self) -> ModelSource:
         if isinstance(self.model, _LiveModelGone):
@@ -331,18 +283,14 @@ class FrozenLLM:
         return self._source
 
     def _load(self) -> LoadedModel:
-        if self._loaded is not None:
-            return self._loaded
-        with self._lock:
-            if self._loaded is None and self._unchecked is None:
-                with quiet_transformers():
-                    self._unchecked = self._open()
-                    try:
-                        self._check()
-                        self._loaded = self._unchecked
-                    finally:
-                        self._unchecked = None
-            return self._loaded or self._unchecked  # the latter while this thread checks it
+        if self._loaded is None:
+            with self._lock:
+                if self._loaded is None:
+                    with quiet_transformers():
+                        loaded = self._open()
+                        self._check(loaded)
+                    self._loaded = loaded
+        return self._loaded
 
     def _open(self) -> LoadedModel:
         if _is_live(self.model):
@@ -357,29 +305,20 @@ class FrozenLLM:
             model_kwargs=self.model_kwargs or {},
         )
 
-    def _check(self) -> None:
+    def _check(self, loaded: LoadedModel) -> None:
         """Refuse here, and not in the middle of a run, what cannot be read."""
         import torch
 
         from .check import check_readable
 
+        layers = len(loaded.layers)
         try:
-            check_readable(self)
+            check_readable(loaded, layers if self.max_layers is None else min(self.max_layers, layers))
         except (UnsupportedArchitectureError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             what = f"trying a few tokens failed with {type(error).__name__}: {error}"
-            raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {what}") from error
-
-
-def _hidden_state_hook(this_pass: "TailPass | QueryPass", index: int) -> Callable[..., None]:
-    from .attention import is_under_way
-
-    def hook(module: object, args: object, output: Any) -> None:
-        if is_under_way(this_pass):
-            this_pass.read_hidden(index, output[0] if isinstance(output, tuple) else output)
-
-    return hook
+            raise UnsupportedArchitectureError(f"{loaded.architecture} cannot be read: {what}") from error
 
 
 def _is_live(model: object) -> bool:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from .adapters import virtual_tokens
 from .default_model import DEFAULT_MODEL, ModelSource, require_gguf
 from .encoding import TextEncoder
 from .errors import UnsupportedArchitectureError
-from .fingerprint import layer_hash
+from .fingerprint import ModelSnapshot, layer_hashes
+from .locks import new_lock
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +33,11 @@ class LoadedModel:
         encoder: its tokenizer.
         total_layers: how many layers the whole model has, whether loaded or not.
         num_heads: attention (query) heads per layer.
-        fingerprint: a hash per layer, once it has been asked for.
-        surroundings: a hash over embeddings and configuration, once it has been asked for.
-        lock: to hold during a pass, which switches the attention of whatever shares the decoder's configuration.
+        live: whether somebody else loaded it, and may change it at any time.
+        fingerprint: a hash per layer, if it was taken when the model was loaded.
+        snapshot: what the model is, once it has been asked for; not of a live model.
+        twin: what passes run on, once there was one; not of a live model, which gets a new one for every pass.
+        lock: to hold during a pass, so that memory stays bounded.
     """
 
     name: str
@@ -42,18 +46,30 @@ class LoadedModel:
     encoder: TextEncoder
     total_layers: int
     num_heads: int
+    live: bool = False
     fingerprint: tuple[str, ...] | None = None
-    surroundings: str | None = None
+    snapshot: "ModelSnapshot | None" = None
+    twin: "torch.nn.Module | None" = None
     lock: "threading.RLock" = field(init=False)
 
     def __post_init__(self) -> None:
         with _locks_guard:
-            self.lock = _locks.setdefault(id(self.decoder.config), threading.RLock())
+            self.lock = _locks.setdefault(id(self.decoder), new_lock())
+
+    @property
+    def architecture(self) -> str:
+        """Name of the decoder's class, for messages."""
+        return type(self.decoder).__name__
+
+    @property
+    def input_device(self) -> "torch.device":
+        """Where token ids go."""
+        return self.decoder.get_input_embeddings().weight.device
 
 
-# By the configuration's id; a lock goes when the last model that holds it goes.
+# By the decoder's id; a lock goes when the last model that holds it goes.
 _locks: "WeakValueDictionary[int, threading.RLock]" = WeakValueDictionary()
-_locks_guard = threading.Lock()
+_locks_guard = new_lock()
 
 
 def adopt_model(
@@ -65,7 +81,9 @@ def adopt_model(
     _refuse_offloaded(model)
     if isinstance(tokenizer, str | Path):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    return _take_apart(model, tokenizer, name)
+    loaded = _take_apart(model, tokenizer, name)
+    loaded.live = True
+    return loaded
 
 
 def load_model(
@@ -122,7 +140,7 @@ def load_model(
     loaded.decoder.config.num_hidden_layers = total
     del loaded.layers[keep:]
     if cast_later:
-        loaded.fingerprint = tuple(layer_hash(layer) for layer in loaded.layers)
+        loaded.fingerprint = layer_hashes(loaded.layers)
         loaded.decoder.to(dtype)
     if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
         loaded.decoder.to(device)
@@ -177,10 +195,22 @@ def _stack(decoder: "PreTrainedModel") -> "torch.nn.ModuleList | None":
 def _take_apart(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, total_layers: int | None = None
 ) -> LoadedModel:
+    from .twin import uncompiled
+
+    architecture = type(uncompiled(model)).__name__
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedArchitectureError(f"{type(model).__name__} cannot be read: it is not decoder-only")
-    decoder = model.get_decoder()
-    stack, heads = _stack(decoder), getattr(getattr(decoder, "config", None), "num_attention_heads", None)
+        raise UnsupportedArchitectureError(f"{architecture} cannot be read: it is not decoder-only")
+    adapter = virtual_tokens(model)
+    if adapter is not None:
+        raise UnsupportedArchitectureError(
+            f"{architecture} cannot be read: its adapter ({adapter}) puts tokens of its own before every prompt"
+        )
+    decoder = uncompiled(model.get_decoder())
+    if getattr(decoder, "config", None) is None:
+        raise UnsupportedArchitectureError(
+            f"{architecture} cannot be read: what it names as its decoder is a single {type(decoder).__name__}"
+        )
+    stack, heads = _stack(decoder), getattr(decoder.config, "num_attention_heads", None)
     if stack is None or not heads:
         raise UnsupportedArchitectureError(f"{type(decoder).__name__} cannot be read: it has no plain stack of layers")
     return LoadedModel(name, decoder, stack, TextEncoder(tokenizer), total_layers or len(stack), heads)

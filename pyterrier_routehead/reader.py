@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .fingerprint import ModelSnapshot
 from .heads import Head, HeadsLike, all_heads, is_all, resolve_heads
 from .llm import FrozenLLM
 from .prompt import Candidate, ListPrompt, PromptBuilder
@@ -26,7 +28,10 @@ class CandidateList:
 
 
 class ListReader:
-    """Reads some heads of a model under some settings.
+    """Reads some heads of a model under some settings, for the time of one call of a transformer.
+
+    What the model is, for the store and for those who are given scores, is looked at once, on first use: a loaded model
+    may have been changed since the last call.
 
     Args:
         llm: the frozen model.
@@ -61,16 +66,24 @@ class ListReader:
         )
 
     def with_heads(self, heads: HeadsLike) -> "ListReader":
-        """The same reader for other heads."""
+        """A reader of other heads, otherwise the same, for the same call."""
         other = copy.copy(self)
         other._all = is_all(heads)
         other.heads = resolve_heads(heads, self.llm.num_layers, self.llm.num_heads)
+        if self.store is not None:
+            other.snapshot = self.snapshot  # taken once for all
         return other
+
+    @cached_property
+    def snapshot(self) -> ModelSnapshot:
+        """What the model is during this call."""
+        return self.llm.snapshot()
 
     @property
     def reading(self) -> Reading:
         """What the scores speak of."""
-        return Reading(model_identity(self.llm), self.heads, self.settings, self._all, self.hidden_layers)
+        model = model_identity(self.llm, self.snapshot.fingerprint)
+        return Reading(model, self.heads, self.settings, self._all, self.hidden_layers)
 
     def prompt(self, candidates: CandidateList) -> ListPrompt:
         """The prompt of a list."""
@@ -97,7 +110,7 @@ class ListReader:
 
         layers = max(layer for layer in (*(head.layer for head in self.heads), *self.hidden_layers)) + 1
         stored = all_heads(layers, self.llm.num_heads)
-        keys = [store_key(self.llm, prompt, self.settings.document_attention) for prompt in prompts]
+        keys = [store_key(self.snapshot, prompt, self.settings.document_attention) for prompt in prompts]
         found = [self.store.get(key, layers, self.hidden_layers) for key in keys]
         missing = [i for i, scores in enumerate(found) if scores is None]
         read = self._run([prompts[i] for i in missing], stored, True)
@@ -138,7 +151,13 @@ class ListReader:
             raise type(error)(f"{what}: {error}") from None
 
 
-def model_identity(llm: FrozenLLM) -> ModelIdentity:
-    """Which model this is; loads it."""
+def model_identity(llm: FrozenLLM, fingerprint: tuple[str, ...] | None = None) -> ModelIdentity:
+    """Which model this is at this moment; loads it.
+
+    Args:
+        llm: the model.
+        fingerprint: its fingerprint, where it has just been taken.
+    """
     tokenizer = str(llm.tokenizer) if isinstance(llm.tokenizer, str | Path) else None
-    return ModelIdentity(llm.name, llm.fingerprint, llm.total_layers, llm.num_heads, llm.revision, tokenizer)
+    fingerprint = llm.fingerprint if fingerprint is None else fingerprint
+    return ModelIdentity(llm.name, fingerprint, llm.total_layers, llm.num_heads, llm.revision, tokenizer)

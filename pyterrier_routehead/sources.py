@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from .fingerprint import ModelSnapshot
 from .frames import (
     CandidateRows,
     candidate_lists,
@@ -108,7 +109,7 @@ class FrameSource:
         self._open_model = open_model
         self._accepted: dict[int, Reading] = {}  # held, so that an id stays that of its reading
         self._columns: dict[tuple[int, HeadsLike], list[int]] = {}
-        self._models: dict[int, FrozenLLM] = {}
+        self._models: dict[int, tuple[FrozenLLM, ModelSnapshot]] = {}
 
     def lists(self, depth: int | None, *, query: bool, first_stage: bool) -> list[QueryList]:
         """The frame's lists: their first candidates, that have vectors."""
@@ -137,8 +138,10 @@ class FrameSource:
                 )
             return np.asarray(self.frame["hidden_state"].iloc[own.rows[0]])[reading.hidden_layers.index(state.layer)]
         if id(reading) not in self._models:
-            self._models[id(reading)] = self._open_model(reading, state.layer + 1)
-        return embed_query(self._models[id(reading)], own.query, state)
+            llm = self._open_model(reading, state.layer + 1)
+            self._models[id(reading)] = llm, llm.snapshot()
+        llm, snapshot = self._models[id(reading)]
+        return embed_query(llm, own.query, state, snapshot)
 
     def windows(self, own: QueryList) -> None:
         """Whatever was read is there."""
@@ -236,7 +239,7 @@ class TextSource:
                 "this router embeds queries by the column 'hidden_state': put it behind "
                 f"AttentionHeadScorer(hidden_layers=[{state.layer}])"
             )
-        return embed_query(self.reader.llm, own.query, state)
+        return embed_query(self.reader.llm, own.query, state, self.reader.snapshot)
 
     def windows(self, own: QueryList) -> Windows | None:
         """For a list-wise list beyond the model's context; warns of the first."""
