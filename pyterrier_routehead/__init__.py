@@ -18,7 +18,11 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``attention``            the one place where attention is computed and read
 ``fingerprint``          which weights a model has
 ``quiet``                keeps transformers' load reports out of a user's output
+``hardware``             devices and dtypes, by their usual names
+``model_arguments``      what `FrozenLLM` may be given
 ``default_model``        where SmolLM2-135M-Instruct comes from
+``hub``                  whether a model is there: a folder, a file, or on the hub
+``configuration``        a model's one configuration, and that of its first layers
 ``loading``              opens a model and takes its decoder apart
 ``check``                tries on a few tokens whether a model can be read exactly
 ``llm``                  `FrozenLLM`: the frozen model, run up to the deepest head that is needed
