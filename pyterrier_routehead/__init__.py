@@ -22,7 +22,11 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``adapters``             which weights are in effect where PEFT's adapters are added
 ``fingerprint``          which weights a model has
 ``quiet``                keeps transformers' load reports out of a user's output
+``hardware``             devices and dtypes, by their usual names
+``model_arguments``      what `FrozenLLM` may be given
 ``default_model``        where SmolLM2-135M-Instruct comes from
+``hub``                  whether a model is there: a folder, a file, or on the hub
+``configuration``        a model's one configuration, and that of its first layers
 ``twin``                 a decoder's twin: modules of our own over the same weights
 ``loading``              opens a model and takes its decoder apart
 ``engine``               runs passes over a decoder, of which nothing is changed

@@ -17,7 +17,7 @@ from .frames import (
     query_text,
     vector_rows,
 )
-from .heads import HeadsLike, all_heads, is_all
+from .heads import HeadsLike, all_heads, is_all, parse_heads
 from .llm import FrozenLLM
 from .notices import warn
 from .policy import QueryList
@@ -274,13 +274,14 @@ class TextSource:
         prompts = [self._built.pop(id(own), None) or reader.prompt(self._texts(own)) for own in lists]
         for own, prompt in zip(lists, prompts, strict=True):
             reader.check_length(own.qid, prompt)
-        settings, reading, found = reader.settings, reader.reading, []
+        settings, found = reader.settings, []
+        place = {head: i for i, head in enumerate(reader.heads)}
         summed = settings.token_filter == "sum"
         for scores, wanted in zip(reader.score(prompts), heads, strict=True):
             if summed and not self._by_head:
                 found.append(HeadVectors(scores.summed[:, None]))
                 continue
-            places = reading.columns(wanted)
+            places = range(len(place)) if is_all(wanted) else [place[head] for head in parse_heads(wanted)]
             vectors = scores.vectors(
                 calibrate=settings.calibrate, token_filter="head" if summed else settings.token_filter
             )
