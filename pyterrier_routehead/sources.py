@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from .errors import ListTooLongError
 from .fingerprint import ModelSnapshot
 from .frames import (
     CandidateRows,
@@ -213,7 +214,7 @@ class TextSource:
         self._open_reader = open_reader
         self._fields = text_field, title_field
         self._by_head = by_head
-        self._built: dict[int, ListPrompt] = {}  # of the lists that are about to be read
+        self._prompts: dict[int, tuple[QueryList, ListPrompt]] = {}  # of the lists that are being read
         self._warned = False
 
     @cached_property
@@ -243,24 +244,24 @@ class TextSource:
 
     def windows(self, own: QueryList) -> Windows | None:
         """For a list-wise list beyond the model's context; warns of the first."""
-        prompt = self.reader.prompt(self._texts(own))
-        if not self.reader.overflows(prompt):
-            self._built[id(own)] = prompt
+        reader, prompt = self.reader, self._prompt(own)
+        if not reader.overflows(prompt):
             return None
         lengths = np.zeros(len(prompt.blocks), dtype=int)
         lengths[prompt.order] = prompt.block_lengths
-        budget = self.reader.llm.context_length - (prompt.length("listwise") - lengths.sum())
+        budget = reader.room_for_documents(own.qid, prompt)
         for row, length in zip(own.rows, lengths, strict=True):
             if length > budget:
-                raise ValueError(
+                raise ListTooLongError(
                     f"query {own.qid!r}: document {self.frame['docno'].iloc[row]!r} takes {length} tokens, but the "
-                    f"context leaves {budget} for documents; lower max_doc_tokens"
+                    f"query and the prompt's wording leave {budget} of the context's {reader.llm.context_length}: "
+                    "lower max_doc_tokens, or shorten the query"
                 )
         if not self._warned:
             self._warned = True
             warn(
                 f"query {own.qid!r}: its {len(own.rows)} candidates take {prompt.length('listwise')} tokens, but the "
-                f"context has {self.reader.llm.context_length}: such lists are ranked in sliding windows"
+                f"context has {reader.llm.context_length}: such lists are ranked in sliding windows"
             )
         return Windows(lengths, budget)
 
@@ -271,7 +272,7 @@ class TextSource:
         if not lists:
             return []
         reader = self.reader.with_heads(_union(heads))
-        prompts = [self._built.pop(id(own), None) or reader.prompt(self._texts(own)) for own in lists]
+        prompts = [self._prompt(own) for own in lists]
         for own, prompt in zip(lists, prompts, strict=True):
             reader.check_length(own.qid, prompt)
         settings, found = reader.settings, []
@@ -288,8 +289,17 @@ class TextSource:
             found.append(HeadVectors(vectors[:, places], scores.raw[:, places] if raw else None))
         return found
 
-    def _texts(self, own: QueryList) -> CandidateList:
-        return CandidateList(own.qid, own.query, documents(self.frame, own.rows, *self._fields))
+    def _prompt(self, own: QueryList) -> ListPrompt:
+        """The prompt of a list; that of a part is made of its list's, so that no document is encoded twice."""
+        if own.part_of is not None:
+            whole, numbers = own.part_of
+            return self.reader.part(self._prompt(whole), numbers)
+        if id(own) not in self._prompts:
+            texts = CandidateList(own.qid, own.query, documents(self.frame, own.rows, *self._fields))
+            self._prompts[id(own)] = own, self.reader.prompt(texts)
+            while len(self._prompts) > self.batch_size:
+                del self._prompts[next(iter(self._prompts))]
+        return self._prompts[id(own)][1]
 
 
 def query_list(

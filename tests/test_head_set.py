@@ -582,10 +582,8 @@ def test_published_sets_name_checkpoint_shape_reading_and_source(name, tmp_path)
     }[method.split("-")[0]]
     assert number in own.detection.source
     assert repository in own.detection.source
-    settings = paper_settings(method.split("-")[0])
-    if "mistral" in model:
-        settings["prompt"] = replace(settings["prompt"], span_overhang=0)
-    assert own.settings == settings
+    variant = {"core-mistral-7b-v0.2": "core-mistral", "qr-nq-qwen2.5-7b": "qr-qwen"}
+    assert own.settings == paper_settings(variant.get(f"{method}-{model}", method.split("-")[0]))
     assert own.save(tmp_path / "set") == own
 
 
