@@ -6,6 +6,9 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``version``              the package's version
 ``errors``               errors that callers may want to catch
 ``arguments``            checks of arguments, by the names that users typed
+``schema``               what a file may say: strict JSON and its types
+``paths``                paths as users type them, made absolute once
+``tensors``              files of float32 arrays
 ``notices``              warnings that point at the user's own line
 ``progress``             progress bars where somebody looks
 ``locks``                locks that a forked process finds free
@@ -38,7 +41,8 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``kernel``               head scores of candidate lists
 ``store``                `HeadScoreStore`: head scores on disk
 ``reading``              what a vector of head scores speaks of
-``saving``               writes artifacts whole or not at all
+``saving``               artifacts as folders, written whole or not at all and read with everything checked
+``sharing``              uploads artifacts, with a card that says what they are
 ``head_set``             `HeadSet`: heads that rank well and where they come from, to be shared
 ``published``            head lists from the papers' own repositories
 ``plots``                heat maps and overlaps of head sets, and how training went
