@@ -50,8 +50,6 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``model_slot``           which model a transformer uses
 ``frames``               between PyTerrier's frames and candidate lists
 ``windows``              lists that do not fit into one prompt
-``options``              how transformers read candidate lists: their common arguments
-``scorer``               `AttentionHeadScorer`: head scores as a column
 ``query_encoder``        query embeddings from the frozen model's hidden states
 ``evidence``             what a candidate list itself says about its heads
 ``search``               offline search for the heads that rank a list best
@@ -59,8 +57,10 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``router``               `HeadRouter`: which heads suit a query
 ``registry``             the head sets and routers that can be asked for by name
 ``policy``               who says which heads rank a query
+``options``              how transformers read candidate lists: their common arguments
 ``sources``              where head scores come from: the frame, or the model that reads its texts
 ``ranking``              from head scores to a ranking: the one function that every re-ranker ranks by
+``scorer``               `AttentionHeadScorer`: head scores as a column
 ``reranker``             `HeadReranker`: what the re-rankers are made of
 ``rerank``               `StaticHeadReranker` and `ICRReranker`
 ``judged``               judged candidate lists, from which re-rankers learn

@@ -16,7 +16,7 @@ import pyterrier as pt
 from .arguments import check_flag, check_whole
 from .criteria import Criterion, core_criterion, get_criterion
 from .head_set import HeadSet
-from .heads import HeadsLike, kept_heads, parse_heads
+from .heads import HeadsLike, kept_heads
 from .judged import JudgedLists, check_calibration, check_parts, mean_ndcg, ranked_heads, read_judged
 from .measures import NDCG
 from .notices import warn
@@ -24,7 +24,6 @@ from .options import as_depth, shown_depth
 from .policy import FixedHeads, HeadPolicy, Unfitted
 from .reading import ReadingSettings
 from .registry import how_to_get_heads, is_bundled, named_heads
-from .rerank import checked_with_set
 from .reranker import HeadReranker
 
 
@@ -197,13 +196,9 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
             check_whole("positions", self.positions)
         check_flag("allow_mismatch", self.allow_mismatch)
         settings = super()._check()
-        if self.heads is None:
+        if self.heads is None or len(ks) > 1:
             return settings
-        if not isinstance(self.heads, HeadSet) and not (isinstance(self.heads, str) and is_name(self.heads)):
-            parse_heads(self.heads)
-        if self.k is not None and len(ks) > 1:
-            return settings
-        return checked_with_set(self._given(), self._policy(self.document_attention or "listwise"), settings)
+        return self._settings(self._policy(self.document_attention or "listwise"))
 
 
 def listed(value: object) -> list:

@@ -1,5 +1,6 @@
 """Who says which heads rank a query: a fixed set for all of them, or a router for each."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,8 +12,10 @@ from .evidence import list_evidence
 from .head_set import HeadSet
 from .heads import Head, HeadsLike, is_all, layers_needed, parse_heads
 from .query_encoder import QueryState
+from .registry import is_bundled, named_heads
 from .router import HeadRouter
 
+_NAMED = re.compile(r"(core|qr)-(.*[a-z].*)")
 
 @dataclass(frozen=True)
 class QueryList:
@@ -116,9 +119,30 @@ class FixedHeads:
 
     @classmethod
     def of(
-        cls, heads: HeadsLike | HeadSet, *, bundled: bool = False, allow_mismatch: bool = False
+        cls,
+        heads: HeadsLike | HeadSet,
+        *,
+        document_attention: str = "listwise",
+        bundled: bool = False,
+        allow_mismatch: bool = False,
     ) -> "FixedHeads":
-        """Heads by number, or those of a set that rank."""
+        """Heads by number; those of a set that rank; or those of a set by its name with its method.
+
+        Args:
+            heads: ``"all"``, heads, a set, or a name such as ``"core-llama-3.1-8b"``.
+            document_attention: how lists are read: bundled sets by name differ in this.
+            bundled: whether a set came with the package.
+            allow_mismatch: see :class:`HeadPolicy`.
+
+        Raises:
+            TypeError: for None.
+            ValueError: for what names no heads.
+        """
+        if heads is None:
+            raise TypeError("heads are missing: 'all', a list of heads, a HeadSet, or the name of one")
+        if isinstance(heads, str) and (named := _NAMED.fullmatch(heads)):
+            method, name = named.groups()
+            heads, bundled = named_heads(method, name, document_attention), is_bundled(method, name)
         if not isinstance(heads, HeadSet):
             return cls(heads if is_all(heads) else parse_heads(heads))
         ranking = heads.ranking

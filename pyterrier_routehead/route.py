@@ -11,7 +11,7 @@ import pyterrier as pt
 from .arguments import check_choice, check_flag, check_share, check_whole
 from .criteria import get_criterion
 from .detect import check_max_layer, within
-from .frames import object_column
+from .frames import object_column, with_ranking
 from .judged import JudgedList, JudgedLists, check_calibration, check_parts, ranked_heads, read_judged
 from .labels import Recipe, get_recipe
 from .learning import RouterLists, learn_router
@@ -22,7 +22,6 @@ from .progress import shows_progress
 from .query_encoder import POOLINGS, SOURCES, QueryState, check_layer
 from .reading import ModelIdentity, Reading, ReadingSettings
 from .registry import how_to_get_heads, is_bundled, named_router
-from .rerank import checked_with_set
 from .reranker import HeadReranker
 from .router import HeadRouter, Selection
 from .sources import ScoreSource, TextSource
@@ -132,12 +131,12 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Route each query and rank anew; see the class."""
-        out, choices = self._ranked(inp)
+        scores, choices = self._scored(inp)
         if not self.routed_heads:
-            return out
+            return with_ranking(inp, scores)
         column = object_column(len(inp))
         column[:] = [None if choice is None else choice.names for choice in choices]
-        return out.assign(routed_heads=column)
+        return with_ranking(inp, scores, {"routed_heads": column})
 
     def _policy(self, document_attention: str) -> HeadPolicy:
         router, bundled = self.router, False
@@ -194,7 +193,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             pattern = self.document_attention or "listwise"
             router = named_router(self.router, pattern) if isinstance(self.router, str) else self.router
             self._selection(router.selection)
-            settings = checked_with_set(self._given(), RoutedHeads(router), settings)
+            settings = self._settings(RoutedHeads(router))
         if settings.token_filter == "sum":
             raise ValueError("token_filter='sum' has no scores per head to route over: use 'head' or 'none'")
         return settings
