@@ -31,8 +31,14 @@ class Outer:
 
 
 SAID = {
-    "number": 1, "ratio": 2, "flag": False, "inner": {"text": "x"}, "some": "b", "names": ["p", "q"], "free": {"a": [1]},
-}  # fmt: skip
+    "number": 1,
+    "ratio": 2,
+    "flag": False,
+    "inner": {"text": "x"},
+    "some": "b",
+    "names": ["p", "q"],
+    "free": {"a": [1]},
+}
 
 
 def test_f44_a_dataclass_is_the_schema_of_an_object():
