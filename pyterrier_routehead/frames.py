@@ -115,8 +115,9 @@ def _ids(frame: pd.DataFrame, column: str) -> list[str]:
             )
         if kinds.setdefault(str(value), whole) != whole and column == "qid":
             raise ValueError(
-                f"column 'qid' has {str(value)!r} both as a string and as a number, in {_row(frame, row, beside=column)}"
-                " and before: if they are the same query, frame['qid'].astype(str) makes them one"
+                f"column 'qid' has {str(value)!r} both as a string and as a number, in "
+                f"{_row(frame, row, beside=column)} and before: if they are the same query, "
+                "frame['qid'].astype(str) makes them one"
             )
     return list(map(str, values))
 
