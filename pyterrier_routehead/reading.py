@@ -15,7 +15,8 @@ from .errors import MismatchError
 from .fingerprint import same_weights, shown
 from .heads import Head, HeadsLike, is_all, resolve_heads
 from .prompt import DOCUMENT_ATTENTIONS, DOCUMENT_ORDERS
-from .template import DEFAULT_TEMPLATE, ChatMarkup, PromptTemplate, get_template
+from .schema import typed_fields
+from .template import DEFAULT_TEMPLATE, PromptTemplate, get_template
 
 TOKEN_FILTERS = ("head", "sum", "none")
 
@@ -84,21 +85,15 @@ def settings_to_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: asdict(value) if name == "prompt" else value for name, value in settings.items()}
 
 
-def settings_from_json(said: Mapping[str, Any]) -> dict[str, Any]:
+def settings_from_json(said: object) -> dict[str, Any]:
     """What :func:`settings_to_json` has written.
 
     Raises:
-        ValueError: for settings that this version does not know.
+        ValueError: for settings that this version does not know, and for values of another type.
     """
-    settings = dict(said)
-    if unknown := set(settings) - set(SETTING_NAMES):
-        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
-    if "prompt" in settings:
-        template = dict(settings["prompt"])
-        if isinstance(template.get("chat"), Mapping):
-            template["chat"] = ChatMarkup(**template["chat"])
-        settings["prompt"] = PromptTemplate(**template)
-    return settings
+    if isinstance(said, Mapping) and (unknown := sorted(set(said) - set(SETTING_NAMES))):
+        raise ValueError(f"unknown settings {', '.join(unknown)}; known: {', '.join(SETTING_NAMES)}")
+    return typed_fields(ReadingSettings, said, "settings")
 
 
 def shown_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from .fingerprint import same_weights
 from .scores import ListScores
 
 if TYPE_CHECKING:
-    from .llm import FrozenLLM
+    from .fingerprint import ModelSnapshot
     from .prompt import ListPrompt
 
 _MARKER = {"type": "head_score_store", "format": 1}
@@ -58,14 +58,14 @@ class StoreKey:
     about: dict[str, str]
 
 
-def store_key(llm: "FrozenLLM", prompt: "ListPrompt", document_attention: str) -> StoreKey:
-    """The key of a list's scores."""
-    shape = [llm.total_layers, llm.num_heads, llm.surroundings]
-    about = {"model": llm.name, "dtype": llm.weights_dtype, "document_attention": document_attention}
+def store_key(model: "ModelSnapshot", prompt: "ListPrompt", document_attention: str) -> StoreKey:
+    """The key of a list's scores, as a model gives them at the moment of its snapshot."""
+    shape = [model.total_layers, model.num_heads, model.surroundings]
+    about = {"model": model.name, "dtype": model.weights_dtype, "document_attention": document_attention}
     blocks = [[block.ids, block.start, block.stop] for block in prompt.blocks]
     said = [shape, about["dtype"], document_attention, prompt.prefix, blocks, prompt.order, prompt.query, prompt.null]
     digest = hashlib.sha256(json.dumps(said, separators=(",", ":")).encode()).hexdigest()
-    return StoreKey(digest, llm.layer_fingerprint, llm.num_heads, about)
+    return StoreKey(digest, model.layer_fingerprint, model.num_heads, about)
 
 
 class HeadScoreStore:
@@ -75,7 +75,7 @@ class HeadScoreStore:
     holds all heads of the layers that were run, so it serves every choice of heads within them, calibrated or not; when
     deeper heads are wanted the list is read again and the entry replaced. Qids and docnos play no part: the same query
     with the same texts in the same order is found again under any name. Models are told apart by their configuration
-    and by samples of their weights, as everywhere in this package.
+    and by all their weights.
 
     Args:
         path: the folder, made if it is not there.
