@@ -17,12 +17,12 @@ from pyterrier_routehead.labels import (
     reliability,
     static,
 )
-from pyterrier_routehead.search import JudgedLists, ndcg, search_sets
+from pyterrier_routehead.search import PaddedLists, list_ndcg, search_sets
 
 POOL, MOST = 64, 8
 
 
-def judged_lists(frame: pd.DataFrame, qrels: pd.DataFrame) -> tuple[JudgedLists, list[str], list[str]]:
+def judged_lists(frame: pd.DataFrame, qrels: pd.DataFrame) -> tuple[PaddedLists, list[str], list[str]]:
     """Lists with a relevant and another candidate, over all heads, with their qids and queries."""
     labels = frame[["qid", "docno"]].merge(qrels, on=["qid", "docno"], how="left")["label"].fillna(0).to_numpy()
     scores, gains, qids, queries = [], [], [], []
@@ -33,23 +33,23 @@ def judged_lists(frame: pd.DataFrame, qrels: pd.DataFrame) -> tuple[JudgedLists,
             gains.append(gain)
             qids.append(qid)
             queries.append(own["query"].iloc[0])
-    return JudgedLists.of(scores, gains), qids, queries
+    return PaddedLists.of(scores, gains), qids, queries
 
 
-def pool_of(lists: JudgedLists) -> np.ndarray:
+def pool_of(lists: PaddedLists) -> np.ndarray:
     """The heads that rank best alone, as RouteHead screens them."""
-    return np.argsort(-ndcg(lists, lists.scores).mean(axis=0), kind="stable")[:POOL]
+    return np.argsort(-list_ndcg(lists, lists.scores).mean(axis=0), kind="stable")[:POOL]
 
 
-def shuffled(lists: JudgedLists, seed: int = 0) -> JudgedLists:
+def shuffled(lists: PaddedLists, seed: int = 0) -> PaddedLists:
     """The same lists with the judgements dealt anew among each list's candidates: nothing is left to learn."""
     rng, gains = np.random.default_rng(seed), lists.gains.copy()
     for own, there in zip(gains, lists.there, strict=True):
         own[there] = rng.permutation(own[there])
-    return JudgedLists(lists.scores, gains, lists.there)
+    return PaddedLists(lists.scores, gains, lists.there)
 
 
-def label_quality(lists: JudgedLists) -> pd.DataFrame:
+def label_quality(lists: PaddedLists) -> pd.DataFrame:
     """Half-list quality of each recipe, for real and for shuffled judgements.
 
     A recipe's labels rank as they are, soft ones as weights: ``heads`` is their sum.
@@ -65,23 +65,23 @@ def label_quality(lists: JudgedLists) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(lists=len(halves(own, 0)[0]), reliability=reliability(own))
 
 
-def _best_single(lists: JudgedLists, most: int) -> np.ndarray:
+def _best_single(lists: PaddedLists, most: int) -> np.ndarray:
     """What a router takes of utility labels, which by themselves weigh the whole pool."""
     return best_heads(head_utility(lists), most)
 
 
-def ceilings(lists: JudgedLists, heads: np.ndarray, seed: int = 0) -> dict[str, float]:
+def ceilings(lists: PaddedLists, heads: np.ndarray, seed: int = 0) -> dict[str, float]:
     """What choosing for each query by its own judgements would give, beside what as many random choices give."""
     rng = np.random.default_rng(seed)
     orders = rng.random((*lists.there.shape, lists.scores.shape[2]))
-    single = ndcg(lists, lists.scores)
+    single = list_ndcg(lists, lists.scores)
     own = lists.heads(heads)
-    random_heads = JudgedLists(rng.random(own.scores.shape), own.gains, own.there)
+    random_heads = PaddedLists(rng.random(own.scores.shape), own.gains, own.there)
     return {
         "lists": len(lists),
-        "static 8": ndcg(own, own.scores[:, :, :MOST].sum(axis=2, keepdims=True))[:, 0].mean(),
+        "static 8": list_ndcg(own, own.scores[:, :, :MOST].sum(axis=2, keepdims=True))[:, 0].mean(),
         "best head": single.max(axis=1).mean(),
-        "best of as many random orders": ndcg(lists, orders).max(axis=1).mean(),
+        "best of as many random orders": list_ndcg(lists, orders).max(axis=1).mean(),
         "searched 8 of 64": search_sets(own, MOST).after.mean(),
         "searched 8 of 64 random columns": search_sets(random_heads, MOST).after.mean(),
     }

@@ -43,7 +43,7 @@ def candidates(number: int) -> list[pd.DataFrame]:
 def routing(llm: FrozenLLM, reading: str, frames: list[pd.DataFrame]) -> dict[str, float]:
     """Time of a router that takes 8 heads over that of the same 8 heads without it, and of the router by itself."""
     shipped = shipped_router(reading)
-    always = shipped.with_selection(Selection(least=8, most=8))
+    always = shipped.with_selection(Selection(min_heads=8, max_heads=8))
     shared = {"llm": llm, "document_attention": reading, "title_field": "title"}
 
     def ratios(frame: pd.DataFrame) -> tuple[float, float]:

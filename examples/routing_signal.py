@@ -19,7 +19,7 @@ from oracles import MOST, judged_lists, pool_of
 from pyterrier_routehead import FrozenLLM, QRHeadReranker, RouteHeadReranker
 from pyterrier_routehead.labels import head_utility, make_labels
 from pyterrier_routehead.query_encoder import QueryState, embed_query
-from pyterrier_routehead.search import JudgedLists, search_sets
+from pyterrier_routehead.search import PaddedLists, search_sets
 from pyterrier_routehead.training import ridge_regression
 from routing import BY_UTILITY, RESULTS, SEEDS, WHOLE_POOL, quality
 from testbed import experiment_arguments, opened, read_judged, together
@@ -62,7 +62,7 @@ ABLATIONS = {
 }
 
 
-def _without_exchange(lists: JudgedLists, most: int) -> np.ndarray:
+def _without_exchange(lists: PaddedLists, most: int) -> np.ndarray:
     return search_sets(lists, most, exchange=False).members.astype(float)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from .measures import ideal_dcg, ndcg
+
 Judge = Callable[..., "np.ndarray | None"]
 
 
@@ -28,22 +30,29 @@ class Criterion:
         judge: the function, called as ``judge(scores, labels, **settings)``.
         calibrated: whether it wants calibrated, filtered scores, or the raw attention.
         settings: further arguments of the function.
+        needs_ideal: whether the function also wants ``ideal=``, the DCG@10 of the ideal ranking of all documents that
+            are judged for the query.
     """
 
     name: str
     judge: Judge
     calibrated: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
+    needs_ideal: bool = False
 
-    def __call__(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-        """One number per head, float64 [heads]; None for a list without a positive or without a negative."""
+    def __call__(self, scores: np.ndarray, labels: np.ndarray, ideal: float | None = None) -> np.ndarray | None:
+        """One number per head, float64 [heads]; None for a list without a positive or without a negative.
+
+        Without ``ideal``, that of the list's own documents is taken.
+        """
         scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
         if scores.ndim != 2 or labels.shape != scores.shape[:1]:
             raise ValueError(f"scores are [documents, heads], labels [documents]; got {scores.shape}, {labels.shape}")
         positive = labels > 0
         if positive.all() or not positive.any():
             return None
-        return self.judge(scores, labels, **self.settings)
+        beside = {"ideal": ideal_dcg(labels) if ideal is None else ideal} if self.needs_ideal else {}
+        return self.judge(scores, labels, **self.settings, **beside)
 
 
 def contrastive(scores: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
@@ -66,17 +75,12 @@ def attention_mass(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return scores[labels > 0].sum(axis=0)
 
 
-def single_head_ndcg(scores: np.ndarray, labels: np.ndarray, cutoff: int = 10) -> np.ndarray:
-    """NDCG of the ranking by one head alone, as QRHead's code selects heads for BEIR.
+def single_head_ndcg(scores: np.ndarray, labels: np.ndarray, ideal: float) -> np.ndarray:
+    """The nDCG@10 of the ranking by one head alone, as QRHead's code selects heads for BEIR.
 
-    Gains are the labels, negative ones counting as 0; the ideal ranking is that of the list's own documents. Ties keep
-    the first stage's order.
+    Ties keep the first stage's order; see :mod:`~pyterrier_routehead.measures`.
     """
-    gains = np.maximum(labels, 0).astype(np.float64)
-    ranked = np.argsort(-scores, axis=0, kind="stable")[:cutoff]
-    discounts = 1 / np.log2(np.arange(2, len(labels) + 2))[:cutoff]
-    ideal = np.sort(gains)[::-1][:cutoff] @ discounts
-    return discounts @ gains[ranked] / ideal
+    return ndcg(np.maximum(labels, 0)[None].astype(np.float64), scores[None], np.array([ideal]))[0]
 
 
 def reciprocal_rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -99,7 +103,7 @@ CRITERIA: dict[str, Criterion] = {
         # The paper's equations have raw attention; its code, for LongMemEval, calibrates and filters.
         Criterion("qr", attention_mass, False),
         Criterion("qr-calibrated", attention_mass, True),
-        Criterion("ndcg@10", single_head_ndcg, True),
+        Criterion("ndcg@10", single_head_ndcg, True, needs_ideal=True),
         Criterion("mrr", reciprocal_rank, True),
     )
 }

@@ -5,42 +5,53 @@ ranking is that of a static set, the best k heads.
 """
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import product
+from typing import ClassVar
 
-import numpy as np
 import pandas as pd
+import pyterrier as pt
 
+from .arguments import check_flag, check_whole
 from .criteria import Criterion, core_criterion, get_criterion
 from .head_set import HeadSet
-from .heads import HeadsLike
-from .judged import MEASURE, FittedReranker
-from .llm import FrozenLLM
-from .reading import Reading, ReadingSettings
-from .shipped import has_set, means_shipped_model, shipped_heads
-from .store import HeadScoreStore
-from .template import PromptTemplate
+from .heads import HeadsLike, kept_heads
+from .judged import JudgedLists, check_calibration, check_parts, mean_ndcg, ranked_heads, read_judged
+from .measures import NDCG
+from .notices import warn
+from .options import as_depth, shown_depth
+from .policy import FixedHeads, HeadPolicy, Unfitted
+from .reading import ReadingSettings
+from .registry import how_to_get_heads, is_bundled, named_heads
+from .reranker import HeadReranker
 
 
-class _DetectedHeadReranker(FittedReranker):
+@dataclass(kw_only=True, eq=False, repr=False)
+class _DetectedHeadReranker(HeadReranker, pt.Estimator):
     """What re-rankers share whose heads are found by ``fit``; subclasses say by which criteria."""
 
-    head_set_: HeadSet
-    validation_: pd.DataFrame
-    _best_k: int
-    _default: str
+    max_layer: int | float | None = None
+    positions: int | None = None
+    detection_data: str | None = None
+    allow_mismatch: bool = False
+
+    head_set_: ClassVar[HeadSet]
+    validation_: ClassVar[pd.DataFrame]
+    _method: ClassVar[str]
+    _paper_k: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        self.heads = kept_heads(self.heads)
+        super().__post_init__()
 
     def _criteria(self) -> list[Criterion]:
         raise NotImplementedError
 
-    @property
-    def _ships(self) -> str | None:
-        """The set of the package that stands in for ``fit``, if the criterion is left as it is."""
-        return self._default if self._criteria() == [get_criterion(self._default)] else None
-
     def __repr__(self) -> str:
-        depth = "" if self.depth is None else f", depth={self.depth}"
-        return f"{type(self).__name__}(k={self.k}{depth})"
+        given = f"{self.heads!r}, " if isinstance(self.heads, str) else ""
+        k = "" if self.k is None else f"k={self.k}"
+        return f"{type(self).__name__}({(given + k + shown_depth(self)).strip(', ').replace(', , ', ', ')})"
 
     def fit(
         self,
@@ -51,9 +62,11 @@ class _DetectedHeadReranker(FittedReranker):
     ) -> "_DetectedHeadReranker":
         """Find the heads that rank the training lists well.
 
-        Sets ``head_set_``: all heads, best first, with their scores. Where there is something to choose it also sets
-        ``validation_``: a table of nDCG@10 on the validation lists for everything that was tried. Lists without a
-        relevant candidate, or with no other, tell nothing; they are not even read.
+        Sets ``head_set_``: all heads, best first, with their scores, and with the ``k`` that ranks. With validation
+        queries it also sets ``validation_``: nDCG@10 on them of the first stage, of all heads (ICR) and of everything
+        that was tried. Among equals, the lower temperature, then criteria in the order ndcg@10, mrr, qr-calibrated, qr
+        and others, then calibrated scores, then the larger k is chosen: heads that rank well by luck or by their place
+        weigh less so. Lists without a relevant candidate, or with no other, tell nothing; they are not even read.
 
         Args:
             topics_or_res_tr: candidates of the training queries, with text or head scores as for ``transform``. A
@@ -63,84 +76,172 @@ class _DetectedHeadReranker(FittedReranker):
             qrels_va: their judgements.
 
         Raises:
-            ValueError: where no list tells anything, ``head_scores_raw`` or validation queries are missing, or heads
-                were given.
+            ValueError: where no list tells anything, a query is in both parts, ``head_scores_raw`` or validation
+                queries are missing, or heads were given.
         """
-        for name in ("head_set_", "validation_", "_best_k"):
+        for name in ("head_set_", "validation_"):
             self.__dict__.pop(name, None)
-        settings = self._settings()
+        settings = self._check()
         if self.heads is not None:
             raise ValueError(f"{type(self).__name__} was given heads: leave them out to find some")
-        criteria, ks = self._criteria(), _listed(self.k)
+        check_parts(topics_or_res_tr, topics_or_res_va, qrels_va)
+        criteria, ks = self._criteria(), listed(self._paper_k if self.k is None else self.k)
         choosing = len(criteria) * len(ks) > 1
-        if choosing and (topics_or_res_va is None or qrels_va is None):
+        if choosing and topics_or_res_va is None:
             raise ValueError("one of several values is chosen on validation queries: fit(topics, qrels, topics, qrels)")
         if choosing and settings.token_filter == "sum":
             raise ValueError("token_filter='sum' has no scores per head to choose by: give one value each, not lists")
-        reading, lists = self._judged(topics_or_res_tr, qrels_tr, criteria, self.positions)
-        found = [self._head_set(criterion, reading, lists) for criterion in criteria]
-        best, best_k = 0, ks[0]
-        if choosing:
-            # What ranks is calibrated as the settings say: of raw scores validation needs none.
-            other, valid = self._judged(topics_or_res_va, qrels_va, [], None)
-            if other.heads != reading.heads or not other.same_but_heads(reading):
-                raise ValueError("the validation lists were read otherwise than the training lists")
-            tried = list(product(range(len(found)), ks))
-            values = [
-                self._quality(reading.columns(self._within(found[i]).top(k)), topics_or_res_va, qrels_va, valid)
-                for i, k in tried
-            ]
-            self.validation_ = pd.DataFrame(
-                {"criterion": criteria[i].name, **criteria[i].settings, "k": k, str(MEASURE): value}
-                for (i, k), value in zip(tried, values, strict=True)
+        judged = self._judged(topics_or_res_tr, qrels_tr, criteria, self.positions)
+        found = [
+            ranked_heads(
+                criterion, judged, depth=as_depth(self.depth), positions=self.positions, data=self.detection_data
             )
-            best, best_k = tried[int(np.argmax(values))]  # the first of equals
-        self.head_set_, self._best_k = found[best], best_k
+            for criterion in criteria
+        ]
+        best, k = 0, ks[0]
+        if topics_or_res_va is not None and settings.token_filter != "sum":
+            # What ranks is calibrated as the settings say: of raw scores validation needs none.
+            valid = self._judged(topics_or_res_va, qrels_va, [], None)
+            judged.check_like(valid)
+            self.validation_, (best, k) = self._validated(found, criteria, ks, valid)
+        self.head_set_ = found[best].with_k(k)
         return self
+
+    def _judged(
+        self, frame: pd.DataFrame, qrels: pd.DataFrame, criteria: Sequence[Criterion], positions: int | None
+    ) -> JudgedLists:
+        policy = FixedHeads.of("all")
+        source = self._source(frame, policy, by_head=True)
+        if positions is not None and "head_scores" in frame.columns:
+            raise ValueError("positions moves documents in the prompt: it is for text, not for head scores in a frame")
+        return read_judged(
+            source,
+            qrels,
+            depth=self.depth,
+            check=lambda reading: check_calibration(criteria, reading.settings),
+            raw=not all(criterion.calibrated for criterion in criteria),
+            positions=positions,
+            first_stage=self._weighs(policy),
+            desc=f"{type(self).__name__}.fit",
+            verbose=self.verbose,
+        )
+
+    def _validated(
+        self, found: Sequence[HeadSet], criteria: Sequence[Criterion], ks: Sequence[int], valid: JudgedLists
+    ) -> tuple[pd.DataFrame, tuple[int, int]]:
+        """The table of what was tried, and the number of the best set with the best k."""
+        weight = self.first_stage_weight
+        tried = list(product(range(len(found)), ks))
+        values = []
+        for i, k in tried:
+            heads = within(found[i], self.max_layer).top(k).heads
+            values.append(mean_ndcg(valid, valid.reading.columns(heads), weight))
+        everything = mean_ndcg(valid, list(range(len(valid.reading.heads))), weight)
+        rows = [
+            {"criterion": "first stage", NDCG: mean_ndcg(valid, None, weight)},
+            {"criterion": "ICR", "k": len(valid.reading.heads), NDCG: everything},
+        ]
+        rows += [
+            {"criterion": criteria[i].name, **criteria[i].settings, "k": k, NDCG: value}
+            for (i, k), value in zip(tried, values, strict=True)
+        ]
+        names = ["criterion", *dict.fromkeys(name for own in criteria for name in own.settings), "k", NDCG]
+        table = pd.DataFrame(rows, columns=names).astype({"k": "Int64"})
+        best = max(values)
+        equal = [pair for pair, value in zip(tried, values, strict=True) if value > best - 1e-9]
+        chosen = min(equal, key=lambda pair: (_frailty(criteria[pair[0]]), -pair[1]))
+        if best <= everything + 1e-9:
+            warn(
+                f"on the validation queries, no set that {type(self).__name__} found ranks better than all heads "
+                f"together (ICR): nDCG@10 {best:.4f} against {everything:.4f}; see validation_"
+            )
+        return table, chosen
 
     # Which heads rank
 
-    def _chosen(self) -> HeadsLike | HeadSet | None:
-        heads = self.heads if self.heads is not None else getattr(self, "head_set_", None)
-        if self._uses_shipped():
-            heads = shipped_heads(self._ships, self._attention())
-        if not isinstance(heads, HeadSet):
-            return heads
-        ks = _listed(self.k)
-        k = ks[0] if len(ks) == 1 else self.__dict__.get("_best_k")
-        if k not in ks:
+    def _policy(self, document_attention: str) -> HeadPolicy:
+        heads, bundled = self.heads, False
+        if heads is None:
+            heads = self.__dict__.get("head_set_")
+            if heads is None:
+                return Unfitted(f"{type(self).__name__} has no heads yet: {how_to_get_heads(self._method)}")
+        elif isinstance(heads, str) and is_name(heads):
+            bundled = is_bundled(self._method, heads)
+            heads = named_heads(self._method, heads, document_attention)
+        if isinstance(heads, HeadSet):
+            heads = within(heads, self.max_layer).top(self._number(heads))
+        return FixedHeads.of(heads, bundled=bundled, allow_mismatch=self.allow_mismatch)
+
+    def _number(self, heads: HeadSet) -> int:
+        """How many heads of a set rank."""
+        if self.k is None:
+            return self._paper_k if heads.k is None else heads.k
+        ks = listed(self.k)
+        if len(ks) == 1:
+            return ks[0]
+        if heads.k not in ks or self.heads is not None:
             raise ValueError(f"k={self.k!r} is to be chosen from by fit on validation queries: give one number")
-        return self._within(heads).top(k)
+        return heads.k
 
-    def _uses_shipped(self) -> bool:
-        """Whether the heads are those that come with the package: nothing was fitted or given, for SmolLM2-135M."""
-        found = self.heads is not None or hasattr(self, "head_set_")
-        if found or len(_listed(self.k)) > 1 or self._ships is None:
-            return False
-        return has_set(self._ships, self._attention()) and means_shipped_model(self.llm)
-
-    def _attention(self) -> str:
-        return self.document_attention or "listwise"
-
-    def _columns(self, reading: Reading, heads: HeadsLike | HeadSet) -> list[int]:
-        own = reading.settings.document_attention
-        if self._uses_shipped() and has_set(self._ships, own):
-            heads = self._within(shipped_heads(self._ships, own)).top(_listed(self.k)[0])
-        return super()._columns(reading, heads)
-
-    def _settings(self) -> ReadingSettings:
-        ks = _listed(self.k)
-        if not ks or any(not isinstance(k, numbers.Integral) or isinstance(k, bool) or k < 1 for k in ks):
-            raise ValueError(f"k is a number of heads from 1, or a list of such, got {self.k!r}")
+    def _check(self) -> ReadingSettings:
+        ks = [] if self.k is None else listed(self.k)
+        if self.k is not None and not ks:
+            raise ValueError("k is a number of heads, or a list of such to choose from; got an empty list")
+        for k in ks:
+            check_whole("k", k, what="number of heads")
         if not self._criteria():
             raise ValueError("there is nothing to judge heads by: an empty list of temperatures or criteria")
-        return super()._settings()
+        check_max_layer(self.max_layer)
+        if self.positions is not None:
+            check_whole("positions", self.positions)
+        check_flag("allow_mismatch", self.allow_mismatch)
+        settings = super()._check()
+        if self.heads is None or len(ks) > 1:
+            return settings
+        return self._settings(self._policy(self.document_attention or "listwise"))
 
 
-def _listed(value: object) -> list:
-    return list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else [value]
+def listed(value: object) -> list:
+    """One value, or several, as a list."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
 
 
+def is_name(heads: str) -> bool:
+    """Whether a string names a set, and not heads."""
+    return heads != "all" and any(character.isalpha() for character in heads)
+
+
+def check_max_layer(max_layer: object) -> None:
+    """Refuse what is neither a number of layers nor a share of them."""
+    if max_layer is None:
+        return
+    said = f"max_layer is a number of layers from 1, or a share of them up to 1.0, got {max_layer!r}"
+    if isinstance(max_layer, bool) or not isinstance(max_layer, numbers.Real):
+        raise TypeError(said)
+    if not (max_layer >= 1 if isinstance(max_layer, numbers.Integral) else 0 < max_layer <= 1):
+        raise ValueError(said)
+
+
+def within(head_set: HeadSet, max_layer: int | float | None) -> HeadSet:
+    """The heads in the layers that ``max_layer`` keeps."""
+    if max_layer is None:
+        return head_set
+    if isinstance(max_layer, numbers.Integral):
+        return head_set.below(int(max_layer))
+    # CoRe's code: int(layers * (1 - pruned share)); a hair above, since .29 * 100 is just below 29.
+    return head_set.below(max(1, int(head_set.model.num_layers * max_layer + 1e-9)))
+
+
+_ROBUST = ("ndcg@10", "mrr", "qr-calibrated", "qr")
+
+
+def _frailty(criterion: Criterion) -> tuple[float, int, bool]:
+    """How likely a criterion is to prefer heads for other reasons than relevance: the least among equals wins."""
+    place = _ROBUST.index(criterion.name) if criterion.name in _ROBUST else len(_ROBUST)
+    return criterion.settings.get("temperature", 0.0), place, not criterion.calibrated
+
+
+@dataclass(eq=False, repr=False)
 class CoReHeadReranker(_DetectedHeadReranker):
     """Ranks by heads that tell relevant documents from hard negatives (CoRe, arXiv 2510.02219).
 
@@ -149,16 +250,17 @@ class CoReHeadReranker(_DetectedHeadReranker):
     its list, on average over the queries. Ranking is then that of :class:`StaticHeadReranker` with the best k heads,
     with the same columns, and no layer above the deepest of them is run. Both also work on frames with head scores.
 
+    ``CoReHeadReranker("llama-3.1-8b")`` ranks by the paper's heads, ``CoReHeadReranker("smollm2-135m")`` by those that
+    come with the package; :func:`available` lists all. Without ``llm``, their model is loaded.
+
     After ``fit``, ``head_set_`` is a :class:`HeadSet` of all heads in order, to be saved and shared; ``k`` and
     ``max_layer`` may be changed without a pass over the data.
 
     Args:
-        heads: heads instead of ``fit``: a :class:`HeadSet`, of which ``k`` and ``max_layer`` choose, or heads by name,
-            which are all used. Without either, SmolLM2-135M-Instruct is ranked by the set that comes with the package
-            for the ``document_attention`` (:func:`shipped_heads`), unless another criterion than the default is asked
-            for.
-        llm: see :class:`StaticHeadReranker`, as for whatever is not listed here.
-        k: how many heads (the paper: 8), or a list of numbers to choose from on the validation queries.
+        heads: heads instead of ``fit``: a name; a :class:`HeadSet`, of which ``k`` and ``max_layer`` choose; or heads
+            by number, which are all used.
+        k: how many heads, or a list of numbers to choose from on the validation queries. None means as many as the head
+            set says; in ``fit``, and for a set that does not say, the paper's 8.
         temperature: of the softmax (the paper: 0.001 for Mistral-7B and Granite-3.2-8B, 0.1 for Llama-3.1-8B and
             Phi-4), or a list to choose from on the validation queries. Documents get some hundredths of the attention:
             at 0.1 the softmax is nearly linear and, without ``positions``, favours heads that look at a place.
@@ -168,132 +270,49 @@ class CoReHeadReranker(_DetectedHeadReranker):
         positions: read each training list so many times, with one relevant document at places spread over the list, as
             the paper does (5); None reads it once, in the first stage's order. On text only.
         detection_data: the training queries' name, kept in ``head_set_``.
+        allow_mismatch: see :class:`StaticHeadReranker`. Further arguments: see :class:`HeadReranker`.
     """
 
     schematic = {"label": "CoReHeads", "help_url": "https://arxiv.org/abs/2510.02219"}
-    _default = "core"
+    _method = "core"
+    _paper_k = 8
 
-    def __init__(
-        self,
-        heads: HeadsLike | HeadSet | None = None,
-        *,
-        llm: FrozenLLM | str | None = None,
-        k: int | Sequence[int] = 8,
-        temperature: float | Sequence[float] = 0.001,
-        calibrated: bool = False,
-        max_layer: int | float | None = None,
-        positions: int | None = None,
-        detection_data: str | None = None,
-        prompt: PromptTemplate | str | None = None,
-        document_order: str | None = None,
-        document_attention: str | None = None,
-        max_doc_tokens: int | None = None,
-        calibrate: bool | None = None,
-        token_filter: str | None = None,
-        depth: int | None = None,
-        first_stage_weight: float = 0.0,
-        allow_mismatch: bool = False,
-        store: HeadScoreStore | str | None = None,
-        batch_size: int = 1,
-        text_field: str = "text",
-        title_field: str | None = None,
-        verbose: bool = False,
-    ) -> None:
-        self.k = k
-        self.temperature = temperature
-        self.calibrated = calibrated
-        self.max_layer = max_layer
-        self.positions = positions
-        self.detection_data = detection_data
-        super().__init__(
-            heads,
-            llm=llm,
-            prompt=prompt,
-            document_order=document_order,
-            document_attention=document_attention,
-            max_doc_tokens=max_doc_tokens,
-            calibrate=calibrate,
-            token_filter=token_filter,
-            depth=depth,
-            first_stage_weight=first_stage_weight,
-            allow_mismatch=allow_mismatch,
-            store=store,
-            batch_size=batch_size,
-            text_field=text_field,
-            title_field=title_field,
-            verbose=verbose,
-        )
+    heads: HeadsLike | HeadSet | None = None
+    _: KW_ONLY
+    k: int | Sequence[int] | None = None
+    temperature: float | Sequence[float] = 0.001
+    calibrated: bool = False
 
     def _criteria(self) -> list[Criterion]:
-        return [core_criterion(temperature, self.calibrated) for temperature in _listed(self.temperature)]
+        check_flag("calibrated", self.calibrated)
+        return [core_criterion(temperature, self.calibrated) for temperature in listed(self.temperature)]
 
 
+@dataclass(eq=False, repr=False)
 class QRHeadReranker(_DetectedHeadReranker):
     """Ranks by heads that attend to relevant documents (QRHead, arXiv 2506.09944), or rank well by another criterion.
 
-    Fitted and used like :class:`CoReHeadReranker`, with ``k`` 16 as in the paper.
+    Fitted and used like :class:`CoReHeadReranker`, with ``k`` 16 as in the paper. ``QRHeadReranker("llama-3.2-3b")``
+    ranks by the paper's heads found on NQ, ``"lme-llama-3.2-3b"`` by those found on LongMemEval.
 
     Args:
         heads: see :class:`CoReHeadReranker`, as for whatever is not listed here.
-        llm: see :class:`StaticHeadReranker`.
         criterion: ``"ndcg@10"`` of the ranking by the head alone, which is what QRHead's code takes for BEIR; ``"qr"``,
             the attention that relevant documents get, raw as in the paper's equations (in first-stage order it favours
             heads that look at a place); ``"qr-calibrated"``, the same on calibrated scores; ``"mrr"``; or a
             :class:`Criterion`. From a list, one is chosen on the validation queries.
-        k: how many heads, or a list to choose from on the validation queries.
+        k: how many heads, or a list to choose from on the validation queries; None as for :class:`CoReHeadReranker`,
+            with the paper's 16.
     """
 
     schematic = {"label": "QRHeads", "help_url": "https://arxiv.org/abs/2506.09944"}
-    _default = "ndcg@10"
+    _method = "qr"
+    _paper_k = 16
 
-    def __init__(
-        self,
-        heads: HeadsLike | HeadSet | None = None,
-        *,
-        llm: FrozenLLM | str | None = None,
-        criterion: str | Criterion | Sequence[str | Criterion] = "ndcg@10",
-        k: int | Sequence[int] = 16,
-        max_layer: int | float | None = None,
-        positions: int | None = None,
-        detection_data: str | None = None,
-        prompt: PromptTemplate | str | None = None,
-        document_order: str | None = None,
-        document_attention: str | None = None,
-        max_doc_tokens: int | None = None,
-        calibrate: bool | None = None,
-        token_filter: str | None = None,
-        depth: int | None = None,
-        first_stage_weight: float = 0.0,
-        allow_mismatch: bool = False,
-        store: HeadScoreStore | str | None = None,
-        batch_size: int = 1,
-        text_field: str = "text",
-        title_field: str | None = None,
-        verbose: bool = False,
-    ) -> None:
-        self.criterion = criterion
-        self.k = k
-        self.max_layer = max_layer
-        self.positions = positions
-        self.detection_data = detection_data
-        super().__init__(
-            heads,
-            llm=llm,
-            prompt=prompt,
-            document_order=document_order,
-            document_attention=document_attention,
-            max_doc_tokens=max_doc_tokens,
-            calibrate=calibrate,
-            token_filter=token_filter,
-            depth=depth,
-            first_stage_weight=first_stage_weight,
-            allow_mismatch=allow_mismatch,
-            store=store,
-            batch_size=batch_size,
-            text_field=text_field,
-            title_field=title_field,
-            verbose=verbose,
-        )
+    heads: HeadsLike | HeadSet | None = None
+    _: KW_ONLY
+    criterion: str | Criterion | Sequence[str | Criterion] = "ndcg@10"
+    k: int | Sequence[int] | None = None
 
     def _criteria(self) -> list[Criterion]:
-        return [get_criterion(criterion) for criterion in _listed(self.criterion)]
+        return [get_criterion(criterion) for criterion in listed(self.criterion)]

@@ -31,4 +31,4 @@ class StoreError(ValueError):
 
 
 class MismatchError(ValueError):
-    """A head set or head scores that do not belong to a model or to a way of reading; the message names both sides."""
+    """Head sets, head scores or a tokenizer that belong to another model or way of reading; the message names both."""

@@ -1,31 +1,53 @@
 """Judged candidate lists: head scores with judgements, from which re-rankers learn."""
 
-import numbers
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import ir_measures
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 
 from .criteria import Criterion
-from .default_model import packaged_gguf
-from .frames import CandidateRows, candidate_lists, candidate_texts, check_finite, vector_rows
+from .frames import check_finite
 from .head_set import Detection, HeadSet
-from .heads import HeadsLike
-from .reader import CandidateList
-from .reading import ModelIdentity, Reading, ReadingSettings, resolve_settings
-from .rerank import StaticHeadReranker
-from .shipped import is_shipped_model
+from .measures import ideal_dcg, ndcg
+from .policy import Choice, QueryList
+from .progress import with_progress
+from .ranking import combine
+from .reading import Reading, ReadingSettings
+from .sources import ScoreSource, in_batches
 
-if TYPE_CHECKING:
-    from .scores import ListScores
 
-MEASURE = ir_measures.nDCG @ 10
-"""By which k and temperature are chosen on validation queries."""
+class Judgements:
+    """Labels by query and document.
+
+    Args:
+        qrels: ``qid``, ``docno`` and ``label``; above 0 is relevant.
+
+    Raises:
+        ValueError: for a label that is no whole number, naming qid and docno.
+    """
+
+    def __init__(self, qrels: pd.DataFrame) -> None:
+        pt.validate.columns(qrels, includes=["qid", "docno", "label"])
+        keys = list(zip(qrels["qid"].astype(str), qrels["docno"].astype(str), strict=True))
+        labels = pd.to_numeric(qrels["label"], errors="coerce").to_numpy(dtype=float)
+        wrong = ~np.isfinite(labels) | (labels != np.round(labels))
+        if wrong.any():
+            qid, docno = keys[int(np.argmax(wrong))]
+            raise ValueError(f"qrels: the label of query {qid!r}, document {docno!r} is no whole number")
+        self._by_query: dict[str, dict[str, float]] = {}
+        for (qid, docno), label in zip(keys, labels, strict=True):
+            self._by_query.setdefault(qid, {})[docno] = label
+
+    def labels(self, qid: str, docnos: Iterable[object]) -> np.ndarray:
+        """One number a document, float64; 0 where it was not judged."""
+        known = self._by_query.get(qid, {})
+        return np.array([known.get(str(docno), 0.0) for docno in docnos])
+
+    def ideal(self, qid: str) -> float:
+        """DCG@10 of the ideal ranking of all that is judged for a query."""
+        return ideal_dcg(np.array(list(self._by_query.get(qid, {}).values())))
 
 
 @dataclass(frozen=True)
@@ -33,34 +55,107 @@ class JudgedList:
     """Head scores of a candidate list with its judgements.
 
     Attributes:
-        candidates: where the list's candidates stand in the frame, best of the first stage first.
+        query: the list's query and candidates.
         labels: one number a candidate, float64; 0 where it was not judged.
-        raw: attention without calibration, float32 [candidates, heads]; None where no criterion wants it.
+        ideal: DCG@10 of the ideal ranking of all documents that are judged for the query.
         vectors: scores as they are ranked by, float32 [candidates, heads].
+        raw: attention without calibration, float32 [candidates, heads]; None where no criterion wants it.
     """
 
-    candidates: CandidateRows
+    query: QueryList
     labels: np.ndarray
-    raw: np.ndarray | None
+    ideal: float
     vectors: np.ndarray
+    raw: np.ndarray | None = None
 
 
-def judge_heads(criterion: Criterion, lists: Sequence[JudgedList]) -> np.ndarray:
-    """Mean of a criterion over judged lists: one number per head, float64 [heads].
+@dataclass(frozen=True)
+class JudgedLists:
+    """Lists that tell something about heads, all read the same way.
 
-    Lists that tell nothing (no positive, or nothing but positives) do not count.
+    Attributes:
+        reading: what their vectors speak of.
+        lists: the lists.
+        left_out: how many lists of the frame tell nothing.
+    """
+
+    reading: Reading
+    lists: list[JudgedList]
+    left_out: int
+
+    def check_like(self, other: "JudgedLists") -> None:
+        """Refuse validation lists that were read otherwise than these."""
+        if other.reading.heads != self.reading.heads or not other.reading.same_but_heads(self.reading):
+            raise ValueError("the validation lists were read otherwise than the training lists")
+
+
+def read_judged(
+    source: ScoreSource,
+    qrels: pd.DataFrame,
+    *,
+    depth: int | None,
+    check: Callable[[Reading], None] | None = None,
+    raw: bool = False,
+    positions: int | None = None,
+    query: bool = False,
+    first_stage: bool = False,
+    desc: str = "fit",
+    verbose: bool | None = None,
+) -> JudgedLists:
+    """Head scores of those lists of a source that tell something about heads: no other is read.
+
+    Args:
+        source: gives scores of all heads.
+        qrels: judgements.
+        depth: only so many candidates per query.
+        check: refuses a reading before anything is read.
+        raw: uncalibrated scores too.
+        positions: read each list so many times, with one relevant document at so many places; see
+            :func:`spread_positions`.
+        query: whether queries are wanted.
+        first_stage: whether the first stage's scores are wanted.
+        desc: what the progress bar is called.
+        verbose: whether there is one.
 
     Raises:
-        ValueError: where no list counts.
+        ValueError: where no list tells anything, or lists were read in different ways.
     """
-    judged = [criterion(own.vectors if criterion.calibrated else own.raw, own.labels) for own in lists]
-    counting = [values for values in judged if values is not None]
-    if not counting:
+    judgements = Judgements(qrels)
+    found = source.lists(depth, query=query, first_stage=first_stage)
+    told = []
+    for own in found:
+        labels = judgements.labels(own.qid, source.frame["docno"].iloc[own.rows])
+        if tells(labels):
+            told.append((own, labels))
+    if not told:
         raise ValueError(
-            "no candidate list has both a relevant and another candidate: "
+            f"none of the {len(found)} candidate lists has both a relevant and another candidate: "
             "do the qids and docnos of topics and qrels agree?"
         )
-    return np.mean(counting, axis=0)
+    reading = source.reading(told[0][0])
+    if check is not None:
+        check(reading)
+    for own, _ in told:
+        other = source.reading(own)
+        if other is not reading and (other.heads != reading.heads or not other.same_but_heads(reading)):
+            raise ValueError(f"query {own.qid!r}: its head_scores were read otherwise than those before it")
+    if positions is None:
+        placed = [(own, labels, judgements.ideal(own.qid)) for own, labels in told]
+    else:  # with the other relevant documents left out, the best ranking is that of the list itself
+        orders = [(own, labels, order) for own, labels in told for order in spread_positions(labels, positions)]
+        placed = [(own.part(order), labels[order], ideal_dcg(labels[order])) for own, labels, order in orders]
+    lists = []
+    shown = with_progress(placed, total=len(placed), desc=desc, verbose=verbose)
+    batches = in_batches([own for own, _, _ in placed], source.batch_size)
+    read = (
+        scores
+        for batch in batches
+        for scores in source.read(batch, [reading.heads] * len(batch), raw=raw)
+    )
+    for (own, labels, ideal), scores in zip(shown, read, strict=True):
+        check_finite(scores.vectors, own.qid)
+        lists.append(JudgedList(own, labels, ideal, scores.vectors, scores.raw))
+    return JudgedLists(reading, lists, len(found) - len(told))
 
 
 def tells(labels: np.ndarray) -> bool:
@@ -86,199 +181,78 @@ def spread_positions(labels: np.ndarray, positions: int) -> list[np.ndarray]:
     return [np.insert(negatives, place, positive) for place in places]
 
 
-class FittedReranker(StaticHeadReranker, pt.Estimator):
-    """What re-rankers share that learn from judged candidate lists."""
+def judge_heads(criterion: Criterion, lists: Sequence[JudgedList]) -> np.ndarray:
+    """Mean of a criterion over judged lists: one number per head, float64 [heads].
 
-    max_layer: int | float | None = None
-    positions: int | None = None
-    detection_data: str | None = None
+    Lists that tell nothing (no positive, or nothing but positives) do not count.
 
-    def _settings(self) -> ReadingSettings:
-        limit = self.max_layer
-        if limit is not None:
-            whole = isinstance(limit, numbers.Integral) and not isinstance(limit, bool)
-            if not (whole and limit >= 1) and not (isinstance(limit, float | np.floating) and 0 < limit <= 1):
-                raise ValueError(f"max_layer is a number of layers from 1, or a share of them up to 1.0, got {limit!r}")
-        if self.positions is not None and (
-            not isinstance(self.positions, numbers.Integral) or isinstance(self.positions, bool) or self.positions < 1
-        ):
-            raise ValueError(f"positions is a number from 1, got {self.positions!r}")
-        return super()._settings()
-
-    def _within(self, head_set: HeadSet) -> HeadSet:
-        """The heads in the layers that ``max_layer`` keeps."""
-        if self.max_layer is None:
-            return head_set
-        if isinstance(self.max_layer, numbers.Integral):
-            return head_set.below(int(self.max_layer))
-        # CoRe's code: int(layers * (1 - pruned share)); a hair above, since .29 * 100 is just below 29.
-        return head_set.below(max(1, int(head_set.model.num_layers * self.max_layer + 1e-9)))
-
-    def _uses_shipped(self) -> bool:
-        """Whether what ranks came with the package: nothing was fitted or given, for SmolLM2-135M."""
-        return False
-
-    def _check_model(self, heads: HeadSet, model: ModelIdentity) -> None:
-        if not self._uses_shipped():
-            super()._check_model(heads, model)
-        elif not is_shipped_model(model.name):
-            raise RuntimeError(f"{type(self).__name__} has no heads for {model} yet: fit it, or give it heads")
-        elif not heads.model.is_same(model):
-            warnings.warn(
-                f"the heads that come with the package were found in {heads.model}, not in {model}", stacklevel=6
-            )
-
-    def _named_model(self, heads: HeadsLike | HeadSet) -> ModelIdentity | None:
-        # Without the file that they were found in, what ships ranks with the hub's weights, as the default model does.
-        missing = self._uses_shipped() and packaged_gguf() is None
-        return None if missing else super()._named_model(heads)
-
-    # Judged lists
-
-    def _judged(
-        self, frame: pd.DataFrame, qrels: pd.DataFrame, criteria: Sequence[Criterion], positions: int | None
-    ) -> tuple[Reading, list[JudgedList]]:
-        """What was read, and the lists of a frame that tell something about heads."""
-        has_vectors = self._has_vectors(frame)
-        pt.validate.columns(qrels, includes=["qid", "docno", "label"])
-        told = list(self._telling_lists(frame, qrels))
-        if not told:
-            raise ValueError(
-                f"none of the {frame['qid'].nunique()} candidate lists has both a relevant and another candidate: "
-                "do the qids and docnos of topics and qrels agree?"
-            )
-        if not has_vectors:
-            return self._read_judged(frame, told, criteria, positions)
-        if positions is not None:
-            raise ValueError("positions moves documents in the prompt: it is for text, not for head scores in a frame")
-        return self._take_judged(frame, told, criteria)
-
-    def _telling_lists(self, frame: pd.DataFrame, qrels: pd.DataFrame) -> Iterator[tuple[CandidateRows, np.ndarray]]:
-        keys = list(zip(qrels["qid"].astype(str), qrels["docno"].astype(str), strict=True))
-        judged = pd.to_numeric(qrels["label"], errors="coerce").to_numpy(dtype=float)
-        if not (wrong := judged != np.round(judged)).any() and np.isfinite(judged).all():
-            label_of = dict(zip(keys, judged, strict=True))
-        else:
-            qid, docno = keys[int(np.argmax(wrong | ~np.isfinite(judged)))]
-            raise ValueError(f"qrels: the label of query {qid!r}, document {docno!r} is no whole number")
-        for own in candidate_lists(frame):
-            top = CandidateRows(own.qid, own.rows[: self.depth])
-            docnos = frame["docno"].iloc[top.rows].astype(str)
-            labels = np.array([label_of.get((own.qid, docno), 0.0) for docno in docnos])
-            if tells(labels):
-                yield top, labels
-
-    def _take_judged(
-        self, frame: pd.DataFrame, told: Sequence[tuple[CandidateRows, np.ndarray]], criteria: Sequence[Criterion]
-    ) -> tuple[Reading, list[JudgedList]]:
-        """From head scores that are in the frame."""
-        reading, lists = None, []
-        for candidates, labels in told:
-            readings, vectors = vector_rows(frame, candidates)
-            if reading is None:
-                reading = readings[0]
-                self._check_reading(reading)
-                _check_calibration(criteria, reading.settings)
-            distinct = {id(one): one for one in readings}.values()
-            if any(one.heads != reading.heads or not one.same_but_heads(reading) for one in distinct):
-                raise ValueError(f"query {candidates.qid!r}: its head_scores were read otherwise than those before it")
-            vectors, rows = vectors[: len(labels)], candidates.rows[: len(vectors)]
-            if not tells(labels[: len(rows)]):
-                continue  # its relevant documents stand below those with vectors
-            check_finite(np.stack(vectors), candidates.qid)
-            raw = None
-            if not all(criterion.calibrated for criterion in criteria):
-                raw = _raw_vectors(frame, CandidateRows(candidates.qid, rows), reading, vectors)
-            lists.append(JudgedList(CandidateRows(candidates.qid, rows), labels[: len(rows)], raw, np.stack(vectors)))
-        return reading, lists
-
-    def _read_judged(
-        self,
-        frame: pd.DataFrame,
-        told: Sequence[tuple[CandidateRows, np.ndarray]],
-        criteria: Sequence[Criterion],
-        positions: int | None,
-    ) -> tuple[Reading, list[JudgedList]]:
-        """From text: reads all heads of the model."""
-        settings = resolve_settings(self._given())
-        _check_calibration(criteria, settings)
-        reader = self._reader("all", settings)
-        texts, placed = [], []
-        for candidates, labels in told:
-            orders = [np.arange(len(labels))] if positions is None else spread_positions(labels, positions)
-            own = candidate_texts(frame, candidates, None, self.text_field, self.title_field)
-            for order in orders:
-                texts.append(CandidateList(own.qid, own.query, [own.candidates[i] for i in order]))
-                placed.append((CandidateRows(candidates.qid, candidates.rows[order]), labels[order]))
-        read = reader.read(texts, self.batch_size)
-        if self.verbose:
-            read = pt.tqdm(read, total=len(texts), unit="q", desc=f"{type(self).__name__}.fit")
-        keep_raw = not all(criterion.calibrated for criterion in criteria)
-        lists = []
-        for (own, scores), (candidates, labels) in zip(read, placed, strict=True):
-            vectors = _vectors(scores, settings)
-            check_finite(vectors, own.qid)
-            lists.append(JudgedList(candidates, labels, scores.raw if keep_raw else None, vectors))
-        return reader.reading, lists
-
-    def _head_set(self, criterion: Criterion, reading: Reading, lists: Sequence[JudgedList]) -> HeadSet:
-        scores = judge_heads(criterion, lists)
-        order = np.argsort(-scores, kind="stable")
-        settings = {**criterion.settings, "calibrated": criterion.calibrated}
-        settings["depth"] = None if self.depth is None else int(self.depth)
-        if self.positions is not None:
-            settings["positions"] = int(self.positions)
-        queries = len({own.candidates.qid for own in lists})
-        detection = Detection(criterion.name, settings, self.detection_data or "not named", queries)
-        heads = [reading.heads[i] for i in order]
-        return HeadSet.of(
-            heads, scores=scores[order], model=reading.model, settings=reading.settings, detection=detection
+    Raises:
+        ValueError: where no list counts.
+    """
+    judged = [
+        criterion(own.vectors if criterion.calibrated else own.raw, own.labels, ideal=own.ideal) for own in lists
+    ]
+    counting = [values for values in judged if values is not None]
+    if not counting:
+        raise ValueError(
+            "no candidate list has both a relevant and another candidate: "
+            "do the qids and docnos of topics and qrels agree?"
         )
-
-    def _quality(
-        self, columns: Sequence[int], frame: pd.DataFrame, qrels: pd.DataFrame, lists: Iterable[JudgedList]
-    ) -> float:
-        """nDCG@10 of some heads on judged lists."""
-        run = []
-        for own in lists:
-            attention = own.vectors[:, columns].sum(axis=1, dtype=np.float64)
-            scores = self._with_first_stage(frame, own.candidates, attention)
-            ranked = own.candidates.rows[np.argsort(-scores, kind="stable")]
-            docnos = frame["docno"].iloc[ranked].astype(str)
-            falling = -np.arange(len(ranked), dtype=float)  # ir_measures breaks ties by docno
-            run.append(pd.DataFrame({"query_id": own.candidates.qid, "doc_id": docnos, "score": falling}))
-        run = pd.concat(run, ignore_index=True)
-        known = qrels.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"})
-        known = known.assign(relevance=pd.to_numeric(known["relevance"]).astype(int))
-        known = known.astype({"query_id": str, "doc_id": str})
-        return ir_measures.calc_aggregate([MEASURE], known[known["query_id"].isin(run["query_id"])], run)[MEASURE]
+    return np.mean(counting, axis=0)
 
 
-def _vectors(scores: "ListScores", settings: ReadingSettings) -> np.ndarray:
-    # The filter over a sum has no scores per head: heads are judged by the filter per head then.
-    token_filter = "head" if settings.token_filter == "sum" else settings.token_filter
-    return scores.vectors(calibrate=settings.calibrate, token_filter=token_filter)
+def ranked_heads(
+    criterion: Criterion, judged: JudgedLists, *, depth: int | None, positions: int | None, data: str | None
+) -> HeadSet:
+    """All heads that were read, best first by a criterion."""
+    scores = judge_heads(criterion, judged.lists)
+    order = np.argsort(-scores, kind="stable")
+    settings = {**criterion.settings, "calibrated": criterion.calibrated, "depth": depth}
+    if positions is not None:
+        settings["positions"] = int(positions)
+    queries = len({own.query.qid for own in judged.lists})
+    return HeadSet.of(
+        [judged.reading.heads[i] for i in order],
+        scores=scores[order],
+        model=judged.reading.model,
+        settings=judged.reading.settings,
+        detection=Detection(criterion.name, settings, data or "not named", queries),
+    )
 
 
-def _check_calibration(criteria: Iterable[Criterion], settings: ReadingSettings) -> None:
+def mean_ndcg(judged: JudgedLists, columns: Sequence[int] | None, first_stage_weight: float) -> float:
+    """Mean nDCG@10 of judged lists, ranked by the sum of some heads; by the first stage's order without any."""
+    values = []
+    for own in judged.lists:
+        if columns is None:
+            scores = -np.arange(len(own.labels), dtype=float)
+        else:
+            choice = Choice(tuple(judged.reading.heads[i] for i in columns))
+            scores = combine(own.vectors[:, columns], choice, own.query.first_stage, first_stage_weight)
+        gains = np.maximum(own.labels, 0)[None]
+        values.append(ndcg(gains, scores[None, :, None], np.array([own.ideal]))[0, 0])
+    return float(np.mean(values))
+
+
+def check_calibration(criteria: Iterable[Criterion], settings: ReadingSettings) -> None:
+    """Refuse a criterion on calibrated scores for scores that are not."""
     for criterion in criteria:
         if criterion.calibrated and not settings.calibrate:
             raise ValueError(f"the criterion {criterion.name!r} is on calibrated scores, but calibrate=False")
 
 
-def _raw_vectors(
-    frame: pd.DataFrame, candidates: CandidateRows, reading: Reading, vectors: Sequence[np.ndarray]
-) -> np.ndarray:
-    if not reading.settings.calibrate:
-        return np.stack(vectors)
-    if "head_scores_raw" not in frame.columns:
-        raise ValueError(
-            "the criterion is on uncalibrated scores, but the frame has no column 'head_scores_raw': "
-            "give AttentionHeadScorer(raw=True), or choose a criterion on calibrated scores"
-        )
-    raw = list(frame["head_scores_raw"].iloc[candidates.rows])
-    for row, own, vector in zip(candidates.rows, raw, vectors, strict=True):
-        if np.shape(own) != vector.shape:
-            docno = frame["docno"].iloc[row]
-            raise ValueError(f"query {candidates.qid!r}, document {docno!r}: head_scores_raw does not fit head_scores")
-    return np.stack(raw)
+def check_parts(train: pd.DataFrame, valid: pd.DataFrame | None, qrels_va: pd.DataFrame | None) -> None:
+    """Refuse training and validation queries that do not go together, before anything is read.
+
+    Raises:
+        ValueError: for validation candidates without judgements or the reverse, or queries that are in both parts.
+    """
+    if (valid is None) != (qrels_va is None):
+        raise ValueError("validation queries need both candidates and qrels: fit(topics, qrels, topics, qrels)")
+    if valid is None:
+        return
+    for name, frame in (("training", train), ("validation", valid)):
+        if "qid" not in frame.columns:
+            raise ValueError(f"the {name} candidates have no column 'qid'")
+    if both := set(train["qid"].astype(str)) & set(valid["qid"].astype(str)):
+        raise ValueError(f"{len(both)} queries are in training and validation, such as {min(both)!r}")

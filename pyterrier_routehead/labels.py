@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .heads import Head
-from .search import JudgedLists, log_probability, search_sets, weighted_ndcg
+from .search import PaddedLists, log_probability, search_sets, weighted_ndcg
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class PseudoLabels:
 UNKNOWN = 0.25
 """Reliability of a single list's evidence where it cannot be estimated: our guess."""
 
-Recipe = Callable[[JudgedLists, int], np.ndarray]
+Recipe = Callable[[PaddedLists, int], np.ndarray]
 """From judged lists and the largest size of a set to targets [lists, heads]."""
 
 
-def searched(lists: JudgedLists, most: int) -> np.ndarray:
+def searched(lists: PaddedLists, most: int) -> np.ndarray:
     """The published steps, forward selection and exchange (RouteHead, 2604.24608), on each list's nDCG@10 (ours)."""
     return search_sets(lists, most).members.astype(float)
 
 
-def searched_towards_prior(lists: JudgedLists, most: int) -> np.ndarray:
+def searched_towards_prior(lists: PaddedLists, most: int) -> np.ndarray:
     """A search on nDCG@10 and the smooth criterion in equal parts, with a bonus for heads good over all lists."""
     utility = head_utility(lists)
     prior = utility.mean(axis=0)
@@ -59,7 +59,7 @@ def searched_towards_prior(lists: JudgedLists, most: int) -> np.ndarray:
     return search_sets(lists, most, smooth=0.5, prior=(prior - prior.mean()) / spread).members.astype(float)
 
 
-def shrunk(lists: JudgedLists, most: int) -> np.ndarray:
+def shrunk(lists: PaddedLists, most: int) -> np.ndarray:
     """The heads with the highest utility on a list after shrinking it towards the mean over lists; always ``most``.
 
     The share of a single list's evidence that is kept is its reliability: how far a head's utility on one half of the
@@ -71,7 +71,7 @@ def shrunk(lists: JudgedLists, most: int) -> np.ndarray:
     return best_heads(posterior, most)
 
 
-def by_utility(lists: JudgedLists, most: int) -> np.ndarray:
+def by_utility(lists: PaddedLists, most: int) -> np.ndarray:
     """Soft labels: each head's utility on a list, less the list's mean over the heads, through a sigmoid.
 
     No head is in or out: a router that learns these and takes the ``most`` likely heads follows a head's expected
@@ -82,7 +82,7 @@ def by_utility(lists: JudgedLists, most: int) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(0.5 * centred / (centred.std() or 1.0))
 
 
-def static(lists: JudgedLists, most: int) -> np.ndarray:
+def static(lists: PaddedLists, most: int) -> np.ndarray:
     """The same heads for every query, those with the highest mean utility: what any other recipe must beat."""
     utility = head_utility(lists)
     return best_heads(np.broadcast_to(utility.mean(axis=0), utility.shape), most)
@@ -117,7 +117,7 @@ def get_recipe(recipe: str | Recipe) -> Recipe:
     return RECIPES[recipe]
 
 
-def make_labels(recipe: str | Recipe, lists: JudgedLists, most: int) -> PseudoLabels:
+def make_labels(recipe: str | Recipe, lists: PaddedLists, most: int) -> PseudoLabels:
     """Labels by a recipe, with nDCG@10 before and after.
 
     Raises:
@@ -129,12 +129,12 @@ def make_labels(recipe: str | Recipe, lists: JudgedLists, most: int) -> PseudoLa
     return PseudoLabels(targets, weighted_ndcg(lists, np.ones_like(targets)), weighted_ndcg(lists, targets))
 
 
-def head_utility(lists: JudgedLists) -> np.ndarray:
+def head_utility(lists: PaddedLists) -> np.ndarray:
     """How well each head alone ranks each list by the smooth, list-wide criterion: float64 [lists, heads]."""
     return log_probability(lists, lists.scores)
 
 
-def halves(lists: JudgedLists, seed: int) -> tuple[JudgedLists, JudgedLists]:
+def halves(lists: PaddedLists, seed: int) -> tuple[PaddedLists, PaddedLists]:
     """Each list's candidates dealt at random into two lists, relevant ones and others evenly.
 
     Lists with fewer than two relevant or two other candidates cannot be halved and are left out.
@@ -148,12 +148,11 @@ def halves(lists: JudgedLists, seed: int) -> tuple[JudgedLists, JudgedLists]:
         for kind in (own.gains[i] > 0, (own.gains[i] <= 0) & own.there[i]):
             first[i, rng.permutation(np.flatnonzero(kind))[::2]] = True
     return tuple(
-        JudgedLists(np.where(part[..., None], own.scores, 0), np.where(part, own.gains, 0), part)
-        for part in (first & own.there, ~first & own.there)
+        own.documents(part) for part in (first & own.there, ~first & own.there)
     )
 
 
-def reliability(lists: JudgedLists, seed: int = 0) -> float:
+def reliability(lists: PaddedLists, seed: int = 0) -> float:
     """How far a head's utility on a half list, less its mean, says what it is on the other half: from 0 to 1.
 
     The correlation between halves, raised to whole lists by the Spearman-Brown formula; :data:`UNKNOWN` where fewer
@@ -170,7 +169,7 @@ def reliability(lists: JudgedLists, seed: int = 0) -> float:
     return 2 * correlation / (1 + correlation)
 
 
-def half_list_quality(recipe: str | Recipe, lists: JudgedLists, most: int, seeds: int = 5) -> float:
+def half_list_quality(recipe: str | Recipe, lists: PaddedLists, most: int, seeds: int = 5) -> float:
     """What labels are worth: mean nDCG@10 on one half of each list's candidates with heads labelled on the other half.
 
     Labels that are luck do no better here than :func:`static` ones.

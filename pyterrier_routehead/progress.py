@@ -23,13 +23,15 @@ def with_progress(
         unit: of what.
         verbose: True shows the bar; False does not; None shows it in a terminal or notebook after two seconds.
     """
-    if verbose is False or total == 0 or (verbose is None and not _is_watched()):
+    if not shows_progress(verbose) or total == 0:
         return items
     return pt.tqdm(items, total=total, unit=unit, desc=desc, delay=0 if verbose else _DELAY)
 
 
-def _is_watched() -> bool:
-    """Whether standard error is a terminal, or this is a notebook."""
+def shows_progress(verbose: bool | None) -> bool:
+    """Whether bars are shown: as asked, or where standard error is a terminal or this is a notebook."""
+    if verbose is not None:
+        return verbose
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return (shell is not None and hasattr(shell, "kernel")) or bool(getattr(sys.stderr, "isatty", lambda: False)())

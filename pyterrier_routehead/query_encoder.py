@@ -14,6 +14,7 @@ from .locks import new_lock
 from .template import DEFAULT_TEMPLATE, PromptTemplate
 
 POOLINGS = ("mean", "last")
+SOURCES = ("query", "tail")
 _REMEMBERED = 10_000
 _embedded: "weakref.WeakKeyDictionary[FrozenLLM, dict[tuple[ModelSnapshot, QueryState, str], np.ndarray]]" = (
     weakref.WeakKeyDictionary()

@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import ListTooLongError
 from .fingerprint import ModelSnapshot
 from .heads import Head, HeadsLike, all_heads, is_all, resolve_heads
 from .llm import FrozenLLM
@@ -65,7 +66,7 @@ class ListReader:
             max_doc_tokens=settings.max_doc_tokens,
         )
 
-    def of_heads(self, heads: HeadsLike) -> "ListReader":
+    def with_heads(self, heads: HeadsLike) -> "ListReader":
         """A reader of other heads, otherwise the same, for the same call."""
         other = copy.copy(self)
         other._all = is_all(heads)
@@ -89,6 +90,10 @@ class ListReader:
         """The prompt of a list."""
         return self._builder.build(candidates.query, candidates.candidates)
 
+    def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
+        """The prompt of some candidates of a list (by number, best first), without encoding any anew."""
+        return self._builder.part(prompt, candidates)
+
     def read(self, lists: Sequence[CandidateList], batch_size: int) -> Iterator[tuple[CandidateList, "ListScores"]]:
         """Scores of each list, in order, ``batch_size`` lists per pass.
 
@@ -99,7 +104,7 @@ class ListReader:
             batch = lists[start : start + batch_size]
             prompts = [self.prompt(candidates) for candidates in batch]
             for candidates, prompt in zip(batch, prompts, strict=True):
-                self.check_length(candidates, prompt)
+                self.check_length(candidates.qid, prompt)
             yield from zip(batch, self.score(prompts), strict=True)
 
     def score(self, prompts: Sequence[ListPrompt]) -> list["ListScores"]:
@@ -140,15 +145,35 @@ class ListReader:
         listwise = self.settings.document_attention == "listwise"
         return listwise and context is not None and prompt.length("listwise") > context
 
-    def check_length(self, candidates: CandidateList, prompt: ListPrompt) -> None:
-        """Refuse a list that the model cannot read, naming its qid."""
+    def check_length(self, qid: str, prompt: ListPrompt) -> None:
+        """Refuse a list that the model cannot read, naming its qid.
+
+        Raises:
+            ListTooLongError: for a query that leaves no room for documents, or a list beyond the model's context.
+            UnsupportedArchitectureError: for a list so long that the model's rotary frequencies would change.
+        """
         from .kernel import check_length
 
+        self.room_for_documents(qid, prompt)
         try:
             check_length(self.llm, prompt.length(self.settings.document_attention))
         except ValueError as error:
-            what = f"query {candidates.qid!r} with {len(candidates.candidates)} candidates"
+            what = f"query {qid!r} with {len(prompt.blocks)} candidates"
             raise type(error)(f"{what}: {error}") from None
+
+    def room_for_documents(self, qid: str, prompt: ListPrompt) -> int | None:
+        """How many positions of the model's context query and markup leave; None where no context is known.
+
+        Raises:
+            ListTooLongError: naming the qid of a query that leaves none.
+        """
+        context, alone = self.llm.context_length, replace(prompt, blocks=[]).length("listwise")
+        if context is not None and alone >= context:
+            raise ListTooLongError(
+                f"query {qid!r}: the query and the prompt's wording alone take {alone} tokens, but the context of "
+                f"{self.llm.name} has {context}: shorten the query"
+            )
+        return context if context is None else context - alone
 
 
 def model_identity(llm: FrozenLLM, fingerprint: tuple[str, ...] | None = None) -> ModelIdentity:

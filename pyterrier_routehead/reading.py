@@ -15,7 +15,8 @@ from .errors import MismatchError
 from .fingerprint import same_weights, shown
 from .heads import Head, HeadsLike, is_all, resolve_heads
 from .prompt import DOCUMENT_ATTENTIONS, DOCUMENT_ORDERS
-from .template import DEFAULT_TEMPLATE, ChatMarkup, PromptTemplate, get_template
+from .schema import typed_fields
+from .template import DEFAULT_TEMPLATE, PromptTemplate, get_template
 
 TOKEN_FILTERS = ("head", "sum", "none")
 
@@ -84,21 +85,15 @@ def settings_to_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: asdict(value) if name == "prompt" else value for name, value in settings.items()}
 
 
-def settings_from_json(said: Mapping[str, Any]) -> dict[str, Any]:
+def settings_from_json(said: object) -> dict[str, Any]:
     """What :func:`settings_to_json` has written.
 
     Raises:
-        ValueError: for settings that this version does not know.
+        ValueError: for settings that this version does not know, and for values of another type.
     """
-    settings = dict(said)
-    if unknown := set(settings) - set(SETTING_NAMES):
-        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
-    if "prompt" in settings:
-        template = dict(settings["prompt"])
-        if isinstance(template.get("chat"), Mapping):
-            template["chat"] = ChatMarkup(**template["chat"])
-        settings["prompt"] = PromptTemplate(**template)
-    return settings
+    if isinstance(said, Mapping) and (unknown := sorted(set(said) - set(SETTING_NAMES))):
+        raise ValueError(f"unknown settings {', '.join(unknown)}; known: {', '.join(SETTING_NAMES)}")
+    return typed_fields(ReadingSettings, said, "settings")
 
 
 def shown_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
@@ -148,6 +143,7 @@ class Reading:
         settings: how they were read.
         complete: whether these are all heads of the layers that were to be used.
         hidden_layers: the layers of the rows of ``hidden_state``, if that was asked for.
+        title_field: the column of titles that were read above the texts; None where none were.
     """
 
     model: ModelIdentity
@@ -155,6 +151,7 @@ class Reading:
     settings: ReadingSettings
     complete: bool = False
     hidden_layers: tuple[int, ...] = ()
+    title_field: str | None = None
 
     def __repr__(self) -> str:
         return f"Reading({len(self.heads)} heads of {self.model.name}, {self.settings.document_attention})"
@@ -189,8 +186,9 @@ class Reading:
                 raise MismatchError(f"{name}={value} was asked for, but head_scores was read with {own}")
 
     def same_but_heads(self, other: "Reading") -> bool:
-        """Whether vectors of both may stand in one list: the same model, read the same way."""
-        return self.settings == other.settings and self.model.is_same(other.model)
+        """Whether vectors of both may stand in one list: the same model, read the same way, both with titles or not."""
+        titles = self.title_field is not None, other.title_field is not None
+        return self.settings == other.settings and titles[0] == titles[1] and self.model.is_same(other.model)
 
     def check_model(self, model: ModelIdentity) -> None:
         """Refuse another model than the one that was read.

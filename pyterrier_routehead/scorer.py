@@ -1,30 +1,43 @@
 """`AttentionHeadScorer`: one vector of head scores per candidate, for whatever comes behind it in a pipeline."""
 
-import operator
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .frames import candidate_lists, candidate_texts, check_finite, check_numbers, object_column
-from .heads import HeadsLike, describe_heads, is_all, kept_heads, layers_needed, parse_heads
-from .llm import FrozenLLM
+from .arguments import check_flag, check_whole
+from .frames import (
+    candidate_lists,
+    candidate_texts,
+    check_columns,
+    check_finite,
+    object_column,
+    used_title_field,
+)
+from .head_set import HeadSet
+from .heads import HeadsLike, describe_heads, kept_heads
+from .options import ReadsLists, shown_depth
+from .policy import FixedHeads
+from .progress import with_progress
 from .reader import ListReader
-from .reading import SETTING_NAMES, ReadingSettings, resolve_settings
-from .store import HeadScoreStore
-from .template import PromptTemplate
+from .reading import ReadingSettings
+
+_USED = ("qid", "query", "docno", "rank", "score")
 
 
-class AttentionHeadScorer(pt.Transformer):
+@dataclass(eq=False, repr=False)
+class AttentionHeadScorer(ReadsLists):
     """Scores every candidate by every chosen attention head of a frozen decoder LLM.
 
     All candidates of a query go into one prompt, and each head's score of a document is the attention that the query's
     tokens pay to it (ICR, arXiv 2410.02642; QRHead, arXiv 2506.09944). Put it once before several re-rankers and share
     the object: the documents are then encoded once per query.
 
-    Required input columns: ``qid``, ``query``, ``docno``, ``text_field`` (and ``title_field``); ``rank`` or ``score``,
-    if there, give the candidates' order.
+    Required input columns: ``qid``, ``query``, ``docno``, ``text_field`` (and ``title_field``, if named); ``rank`` or
+    ``score``, if there, give the candidates' order. Query, text and title are strings, qid and docno strings or whole
+    numbers.
 
     Output columns: all input columns, and
 
@@ -36,118 +49,76 @@ class AttentionHeadScorer(pt.Transformer):
     * ``hidden_state`` with ``hidden_layers``: float32 array [layers, hidden size], the mean hidden state of the query's
       rows after those layers, the same for all rows of a query.
 
-    A missing text counts as empty. The rows keep their order; nothing is ranked.
+    A missing text or title counts as empty. The rows keep their order; nothing is ranked. Each row has arrays of its
+    own, but for ``hidden_state``, which is read-only.
 
     Args:
-        heads: ``"all"``, or heads as (layer, head) pairs or ``"layer-head"`` strings. No layer above the deepest runs.
-        llm: a :class:`FrozenLLM` to share, a model's name, or None for SmolLM2-135M-Instruct.
-        prompt: a :class:`PromptTemplate` or the name of one; None for ``"default"``.
-        document_order: ``"best_last"`` or ``"best_first"``; None for ``"best_last"``.
-        document_attention: ``"listwise"`` or ``"blockwise"``; None for ``"listwise"``.
-        max_doc_tokens: title and text of each document are cut to so many tokens; None for 150.
-        calibrate: whether to subtract the scores of the content-free query; None for True.
-        token_filter: ``"head"`` (2-sigma filter per head) or ``"none"``; None for ``"head"``. There is no ``"sum"`` per
-            head: it is for re-rankers that read text themselves.
-        depth: score only so many candidates per query; the columns above are None below.
+        heads: ``"all"``, heads as (layer, head) pairs or ``"layer-head"`` strings; or a :class:`HeadSet`, or the name
+            of one with its method, of which the heads that rank are read, in the way and from the model that it says.
+            No layer above the deepest runs.
         raw: also write ``head_scores_raw``.
         features: also write ``features``. Not with ``depth``: cut the list before the scorer instead.
         hidden_layers: layers after which to read ``hidden_state``.
-        store: a :class:`HeadScoreStore`, or the folder of one: lists found there are not read again, others are added,
-            with all heads of the layers that are run.
-        batch_size: how many lists are read in one pass.
-        text_field: column of the documents' text.
-        title_field: column of the documents' titles, if any.
-        verbose: show progress.
+        depth: the columns above are None below. Further arguments: see
+            :class:`~pyterrier_routehead.options.ReadsLists`; there is no ``token_filter="sum"`` for single heads.
 
     Raises:
         ListTooLongError: naming the qid, for a list beyond the model's context.
+        TypeError: naming column, qid and docno of a value that is no text, or no id.
+        ValueError: naming a column that stands twice, or column and qid of what is missing.
     """
 
     schematic = {"label": "AttentionHeads", "help_url": "https://arxiv.org/abs/2410.02642"}
 
-    def __init__(
-        self,
-        heads: HeadsLike = "all",
-        *,
-        llm: FrozenLLM | str | None = None,
-        prompt: PromptTemplate | str | None = None,
-        document_order: str | None = None,
-        document_attention: str | None = None,
-        max_doc_tokens: int | None = None,
-        calibrate: bool | None = None,
-        token_filter: str | None = None,
-        depth: int | None = None,
-        raw: bool = False,
-        features: bool = False,
-        hidden_layers: Sequence[int] | None = None,
-        store: HeadScoreStore | str | None = None,
-        batch_size: int = 1,
-        text_field: str = "text",
-        title_field: str | None = None,
-        verbose: bool = False,
-    ) -> None:
-        self.heads = kept_heads(heads)
-        self.llm = llm
-        self.prompt = prompt
-        self.document_order = document_order
-        self.document_attention = document_attention
-        self.max_doc_tokens = max_doc_tokens
-        self.calibrate = calibrate
-        self.token_filter = token_filter
-        self.depth = depth
-        self.raw = raw
-        self.features = features
-        # PyTerrier takes an empty sequence for one of transformers.
-        self.hidden_layers = None if hidden_layers is None or np.size(hidden_layers) == 0 else hidden_layers
-        self.store = store
-        self.batch_size = batch_size
-        self.text_field = text_field
-        self.title_field = title_field
-        self.verbose = verbose
-        self._backbone: FrozenLLM | None = None
-        self._settings()  # a wrong value is refused here, not in the middle of a run
+    heads: HeadsLike | HeadSet = "all"
+    _: KW_ONLY
+    raw: bool = False
+    features: bool = False
+    hidden_layers: Sequence[int] | None = None
 
-    __hash__ = object.__hash__  # PyTerrier's follows the repr, which settings change
+    def __post_init__(self) -> None:
+        self.heads = kept_heads(self.heads)
+        if self.hidden_layers is not None and np.size(self.hidden_layers) == 0:
+            self.hidden_layers = None  # PyTerrier takes an empty sequence for one of transformers
+        super().__post_init__()
 
     def __repr__(self) -> str:
-        depth = "" if self.depth is None else f", depth={self.depth}"
-        return f"AttentionHeadScorer({describe_heads(self.heads)}{depth})"
+        return f"AttentionHeadScorer({describe_heads(self.heads)}{shown_depth(self)})"
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Add the vectors; see the class."""
-        fields = [self.text_field] if self.title_field is None else [self.text_field, self.title_field]
+        title_field = used_title_field(inp.columns, self.title_field, self.text_field)
+        fields = [self.text_field] if title_field is None else [self.text_field, title_field]
+        check_columns(inp, [*_USED, *fields, *self._columns()])
         pt.validate.result_frame(inp, extra_columns=["query", *fields], context=self)
-        settings = self._settings()
+        self._check()
         columns = {name: object_column(len(inp)) for name in self._columns()}
         if self.features and "features" in inp.columns:
             raise ValueError("there is a column 'features' already, which features=True would overwrite")
         # What an earlier scorer wrote speaks of its own reading.
         inp = inp.drop(columns=["head_scores_raw", "hidden_state"], errors="ignore")
-        if not inp.empty:
-            hidden_layers = self._layers()
-            needed = layers_needed(self.heads)
-            if needed is not None:
-                needed = max([needed, *(layer + 1 for layer in hidden_layers)])
-            self._backbone = FrozenLLM.of(self.llm, max_layers=needed, reuse=self._backbone)
-            store = HeadScoreStore.of(self.store)
-            reader = ListReader(self._backbone, self.heads, settings, hidden_layers=hidden_layers, store=store)
-            self._fill(inp, reader, columns)
+        if len(inp):
+            self._fill(inp, self._reader(self._policy(), self._layers()), title_field, columns)
         return inp.assign(**columns)
 
-    def _fill(self, inp: pd.DataFrame, reader: ListReader, columns: dict[str, np.ndarray]) -> None:
+    def _fill(
+        self, inp: pd.DataFrame, reader: ListReader, title_field: str | None, columns: dict[str, np.ndarray]
+    ) -> None:
         found = candidate_lists(inp)
-        lists = [candidate_texts(inp, own, self.depth, self.text_field, self.title_field) for own in found]
-        reading, settings = reader.reading, reader.settings
-        scored = reader.read(lists, self.batch_size)
-        if self.verbose:
-            scored = pt.tqdm(scored, total=len(lists), unit="q", desc=str(self))
+        lists = [candidate_texts(inp, own, self.depth, self.text_field, title_field) for own in found]
+        reading, settings = replace(reader.reading, title_field=title_field), reader.settings
+        scored = with_progress(
+            reader.read(lists, self.batch_size), total=len(lists), desc=str(self), verbose=self.verbose
+        )
         for (candidates, scores), own in zip(scored, found, strict=True):
             vectors = scores.vectors(calibrate=settings.calibrate, token_filter=settings.token_filter)
             check_finite(vectors, candidates.qid)
             states = [scores.hidden[layer] for layer in reader.hidden_layers]
             hidden = np.stack(states) if states else None
+            if hidden is not None:
+                hidden.flags.writeable = False  # the rows of a query share it
             for i, row in enumerate(own.rows[: self.depth]):
-                columns["head_scores"][row] = vectors[i]
+                columns["head_scores"][row] = vectors[i].copy()
                 columns["head_reading"][row] = reading
                 if self.raw:
                     columns["head_scores_raw"][row] = scores.raw[i].copy()
@@ -156,23 +127,27 @@ class AttentionHeadScorer(pt.Transformer):
                 if hidden is not None:
                     columns["hidden_state"][row] = hidden
 
+    def _policy(self) -> FixedHeads:
+        return FixedHeads.of(self.heads, document_attention=self.document_attention or "listwise")
+
     def _columns(self) -> list[str]:
         asked = {"head_scores_raw": self.raw, "features": self.features, "hidden_state": len(self._layers()) > 0}
         return ["head_scores", "head_reading", *(name for name, wanted in asked.items() if wanted)]
 
     def _layers(self) -> tuple[int, ...]:
-        try:
-            return () if self.hidden_layers is None else tuple(operator.index(layer) for layer in self.hidden_layers)
-        except TypeError:
-            raise ValueError(f"hidden_layers is a sequence of layers, got {self.hidden_layers!r}") from None
+        layers = self.hidden_layers
+        if layers is None:
+            return ()
+        if isinstance(layers, str) or np.ndim(layers) != 1:
+            raise TypeError(f"hidden_layers is a sequence of layers, got {layers!r}")
+        return tuple(check_whole(f"hidden_layers[{i}]", layer, least=0) for i, layer in enumerate(layers))
 
-    def _settings(self) -> ReadingSettings:
-        check_numbers(self.depth, self.batch_size)
-        FrozenLLM.of(self.llm)
+    def _check(self) -> ReadingSettings:
+        check_flag("raw", self.raw)
+        check_flag("features", self.features)
         self._layers()
-        if not is_all(self.heads):
-            parse_heads(self.heads)
-        settings = resolve_settings({name: getattr(self, name) for name in SETTING_NAMES})
+        super()._check()
+        settings = self._settings(self._policy())
         if settings.token_filter == "sum":
             raise ValueError("token_filter='sum' filters after summing heads, so it does not exist for single heads")
         if self.features and self.depth is not None:

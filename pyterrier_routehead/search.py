@@ -7,13 +7,14 @@ scores are a sum of columns, and all lists are searched at once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb
 
 import numpy as np
 
-CUTOFF = 10
+from .measures import ideal_dcg, ndcg
+
 _FEW = 4096
 """Up to so many sets are tried one and all, which finds the best."""
 _TIE = 1e-5
@@ -23,22 +24,29 @@ _GAIN = 1e-9
 
 
 @dataclass(frozen=True)
-class JudgedLists:
+class PaddedLists:
     """Head scores and judgements of several lists, padded to the longest.
 
     Attributes:
         scores: float64 [lists, documents, heads], 0 in padding.
         gains: float64 [lists, documents], labels above 0, else 0.
         there: bool [lists, documents], False in padding.
+        ideal: DCG@10 of each query's ideal ranking, float64 [lists].
     """
 
     scores: np.ndarray
     gains: np.ndarray
     there: np.ndarray
+    ideal: np.ndarray
 
     @classmethod
-    def of(cls, scores: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> "JudgedLists":
-        """Pad lists of scores [documents, heads] and labels [documents]."""
+    def of(
+        cls, scores: Sequence[np.ndarray], labels: Sequence[np.ndarray], ideal: Sequence[float] | None = None
+    ) -> "PaddedLists":
+        """Pad lists of scores [documents, heads] and labels [documents].
+
+        Without ``ideal``, the best ranking is that of each list's own documents.
+        """
         longest = max(len(own) for own in labels)
         padded = np.zeros((len(labels), longest, scores[0].shape[1]))
         gains, there = np.zeros(padded.shape[:2]), np.zeros(padded.shape[:2], dtype=bool)
@@ -46,41 +54,44 @@ class JudgedLists:
             padded[i, : len(label)] = own
             gains[i, : len(label)] = np.maximum(label, 0)
             there[i, : len(label)] = True
-        return cls(padded, gains, there)
+        return cls(padded, gains, there, own_ideal(gains) if ideal is None else np.asarray(ideal, dtype=np.float64))
 
-    def __getitem__(self, lists: np.ndarray) -> "JudgedLists":
-        return JudgedLists(self.scores[lists], self.gains[lists], self.there[lists])
+    def __getitem__(self, lists: np.ndarray) -> "PaddedLists":
+        return PaddedLists(self.scores[lists], self.gains[lists], self.there[lists], self.ideal[lists])
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def standardised(self) -> "JudgedLists":
+    def standardised(self) -> "PaddedLists":
         """The same lists with each head's scores standardised within each list."""
-        return JudgedLists(standardised_lists(self.scores, self.there[..., None]), self.gains, self.there)
+        return replace(self, scores=standardised_lists(self.scores, self.there[..., None]))
 
-    def heads(self, columns: np.ndarray) -> "JudgedLists":
+    def heads(self, columns: np.ndarray) -> "PaddedLists":
         """The same lists with some of the heads."""
-        return JudgedLists(self.scores[:, :, columns], self.gains, self.there)
+        return replace(self, scores=self.scores[:, :, columns])
+
+    def documents(self, kept: np.ndarray) -> "PaddedLists":
+        """The same lists with some of their documents, bool [lists, documents], against the best ranking of those."""
+        gains = np.where(kept, self.gains, 0)
+        return PaddedLists(np.where(kept[..., None], self.scores, 0), gains, kept & self.there, own_ideal(gains))
 
 
-def ndcg(lists: JudgedLists, sums: np.ndarray, cutoff: int = CUTOFF) -> np.ndarray:
-    """The nDCG of several rankings of each list: summed scores [lists, documents, rankings] to [lists, rankings].
-
-    The ideal is that of the list's own documents. Ties keep the first stage's order.
-    """
-    ranked = np.argsort(np.where(lists.there[..., None], -sums, np.inf), axis=1, kind="stable")[:, :cutoff]
-    discounts = 1 / np.log2(np.arange(2, ranked.shape[1] + 2))
-    found = np.einsum("r,qrc->qc", discounts, np.take_along_axis(lists.gains[..., None], ranked, axis=1))
-    ideal = np.sort(lists.gains, axis=1)[:, ::-1][:, :cutoff] @ discounts
-    return found / np.where(ideal > 0, ideal, 1)[:, None]
+def own_ideal(gains: np.ndarray) -> np.ndarray:
+    """DCG@10 of each list's own best ranking: gains [lists, documents] to float64 [lists]."""
+    return np.array([ideal_dcg(own) for own in gains])
 
 
-def weighted_ndcg(lists: JudgedLists, weights: np.ndarray) -> np.ndarray:
+def list_ndcg(lists: PaddedLists, sums: np.ndarray) -> np.ndarray:
+    """The nDCG@10 of several rankings of each list: summed scores [lists, documents, rankings] to [lists, rankings]."""
+    return ndcg(lists.gains, sums, lists.ideal, lists.there)
+
+
+def weighted_ndcg(lists: PaddedLists, weights: np.ndarray) -> np.ndarray:
     """The nDCG@10 of each list ranked by its weighted heads: weights [lists, heads] to [lists]."""
-    return ndcg(lists, np.einsum("qdh,qh->qd", lists.scores, weights)[..., None])[:, 0]
+    return list_ndcg(lists, np.einsum("qdh,qh->qd", lists.scores, weights)[..., None])[:, 0]
 
 
-def log_probability(lists: JudgedLists, sums: np.ndarray) -> np.ndarray:
+def log_probability(lists: PaddedLists, sums: np.ndarray) -> np.ndarray:
     """The smooth criterion: mean log-probability of the relevant documents under a softmax over standardised sums.
 
     Weighted by gains; [lists, documents, rankings] to [lists, rankings]. It looks at the whole list; scale and shift of
@@ -109,7 +120,7 @@ def standardised_lists(sums: np.ndarray, there: np.ndarray) -> np.ndarray:
     return np.where(differ, centred / np.where(differ, deviation, 1), 0)
 
 
-def objective(lists: JudgedLists, sums: np.ndarray, smooth: float = 0.0) -> np.ndarray:
+def objective(lists: PaddedLists, sums: np.ndarray, smooth: float = 0.0) -> np.ndarray:
     """What a search maximises: [lists, documents, rankings] to [lists, rankings].
 
     Args:
@@ -117,7 +128,7 @@ def objective(lists: JudgedLists, sums: np.ndarray, smooth: float = 0.0) -> np.n
         sums: summed scores.
         smooth: weight of the smooth criterion against nDCG@10, from 0 (it only breaks ties) to 1 (it alone counts).
     """
-    return (1 - smooth) * ndcg(lists, sums) + max(smooth, _TIE) * log_probability(lists, sums)
+    return (1 - smooth) * list_ndcg(lists, sums) + max(smooth, _TIE) * log_probability(lists, sums)
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,7 @@ class FoundSets:
 
 
 def search_sets(
-    lists: JudgedLists, most: int, *, exchange: bool = True, smooth: float = 0.0, prior: np.ndarray | None = None
+    lists: PaddedLists, most: int, *, exchange: bool = True, smooth: float = 0.0, prior: np.ndarray | None = None
 ) -> FoundSets:
     """For each list the set of at most so many heads with the highest objective.
 
@@ -165,7 +176,7 @@ def search_sets(
     return FoundSets(members, weighted_ndcg(lists, everything), weighted_ndcg(lists, members.astype(float)))
 
 
-def _try_all(lists: JudgedLists, most: int, smooth: float, bonus: np.ndarray) -> np.ndarray:
+def _try_all(lists: PaddedLists, most: int, smooth: float, bonus: np.ndarray) -> np.ndarray:
     heads = lists.scores.shape[2]
     sets = [own for size in range(1, most + 1) for own in combinations(range(heads), size)]  # smaller ones first
     chosen = np.zeros((heads, len(sets)))
@@ -180,7 +191,7 @@ def _try_all(lists: JudgedLists, most: int, smooth: float, bonus: np.ndarray) ->
     return members
 
 
-def _add(lists: JudgedLists, most: int, smooth: float, bonus: np.ndarray) -> np.ndarray:
+def _add(lists: PaddedLists, most: int, smooth: float, bonus: np.ndarray) -> np.ndarray:
     members = np.zeros((len(lists), lists.scores.shape[2]), dtype=bool)
     value = np.full(len(lists), -np.inf)
     growing = np.arange(len(lists))
@@ -200,7 +211,7 @@ def _add(lists: JudgedLists, most: int, smooth: float, bonus: np.ndarray) -> np.
     return members
 
 
-def _exchange(lists: JudgedLists, members: np.ndarray, smooth: float, bonus: np.ndarray) -> None:
+def _exchange(lists: PaddedLists, members: np.ndarray, smooth: float, bonus: np.ndarray) -> None:
     """Improve sets in place by single exchanges and removals, the best one at a time."""
     improving = np.arange(len(lists))
     value = _value(lists, members, smooth, bonus)
@@ -239,7 +250,7 @@ def _exchange(lists: JudgedLists, members: np.ndarray, smooth: float, bonus: np.
         members[improving], value[improving] = changed[grown], new[grown]
 
 
-def _value(lists: JudgedLists, members: np.ndarray, smooth: float, bonus: np.ndarray) -> np.ndarray:
+def _value(lists: PaddedLists, members: np.ndarray, smooth: float, bonus: np.ndarray) -> np.ndarray:
     """What the exchange makes larger, [lists]: of sets that rank alike the smaller is worth more."""
     size = members.sum(axis=1)
     sums = np.einsum("qdh,qh->qd", lists.scores, members.astype(float))

@@ -6,7 +6,6 @@ optimiser and the choice of the epoch, by nDCG@10 of the routed ranking on held-
 the ranking, which is what a router weighs the whole pool by its logits with.
 """
 
-import numbers
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,68 +16,8 @@ from scipy.special import logit
 from torch import nn
 
 from .router import Selection, weigh
-from .search import JudgedLists, ndcg, standardised_lists
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a router is trained.
-
-    Args:
-        size: numbers in a head's embedding.
-        dropout: on the projected query.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
-        batch_size: queries in a step.
-        epochs: at most so many.
-        patience: epochs without a better held-out nDCG@10 after which training ends.
-        labels: weight of the loss on pseudo labels.
-        sparsity: weight of the regulariser on probabilities.
-        target_size: None for the mean probability (L1); or the regulariser is the squared difference between the mean
-            number of chosen heads and this number, as a share of the pool.
-        balance: weight of positive labels at most; they weigh as much as the negatives up to this.
-        ranking: weight of a listwise loss on the routed ranking itself (an extension of ours).
-        ridge: weight of the mean sum of squared logits, which keeps them small where they are weights: use it without
-            labels.
-        query_ridge: the same for what the query alone adds to the logits; a few hundred training queries say little
-            about it.
-        start: ``"frequency"``: each head's own part from how often it is labelled (where logits are weights: from equal
-            ones), the query's part small and at random; ``"ridge"``: from a ridge regression of the labels' log-odds on
-            the query embedding, its penalty by generalised cross-validation (an extension of ours: where little is
-            known of the query's part, it is kept small).
-        seed: of the weights, the order of queries and dropout.
-    """
-
-    start: str = "frequency"
-    size: int = 32
-    dropout: float = 0.1
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-2
-    batch_size: int = 64
-    epochs: int = 60
-    patience: int = 12
-    labels: float = 1.0
-    sparsity: float = 1e-2
-    target_size: float | None = None
-    balance: float = 10.0
-    ranking: float = 0.0
-    ridge: float = 0.0
-    query_ridge: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.start not in ("frequency", "ridge"):
-            raise ValueError(f"start is 'frequency' or 'ridge', got {self.start!r}")
-        least = {"size": 1, "batch_size": 1, "epochs": 0, "patience": 0}
-        for name, number in least.items():
-            if not isinstance(getattr(self, name), numbers.Integral) or getattr(self, name) < number:
-                raise ValueError(f"{name} is a whole number from {number}, got {getattr(self, name)!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a share below 1, got {self.dropout!r}")
-
-
-FOR_LOGITS = {"labels": 0.0, "sparsity": 0.0, "ranking": 1.0, "ridge": 0.5, "query_ridge": 300.0, "weight_decay": 0.0}
-"""Settings for a router that weighs heads by their logits: trained on the ranking alone."""
+from .search import PaddedLists, list_ndcg, standardised_lists
+from .training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -95,7 +34,7 @@ class RoutingData:
     """
 
     states: np.ndarray
-    lists: JudgedLists
+    lists: PaddedLists
     evidence: np.ndarray | None = None
     targets: np.ndarray | None = None
     first_stage: np.ndarray | None = None
@@ -271,10 +210,10 @@ def _routed_ndcg(data: RoutingData, weights: np.ndarray, selection: Selection) -
     sums = np.einsum("qdh,qh->qd", data.lists.scores, weights)
     if data.first_stage is not None:
         sums = (sums if selection.by_logits else standardised_lists(sums, data.lists.there)) + data.first_stage
-    return ndcg(data.lists, sums[..., None])[:, 0]
+    return list_ndcg(data.lists, sums[..., None])[:, 0]
 
 
-def _summed_lists(lists: JudgedLists, selection: Selection) -> JudgedLists:
+def _summed_lists(lists: PaddedLists, selection: Selection) -> PaddedLists:
     """The lists with their scores as a re-ranker sums them."""
     return lists.standardised() if selection.by_logits else lists
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .errors import ListTooLongError
 from .frames import with_tail
 
 
@@ -26,11 +27,18 @@ def slide_windows(
         One score a candidate, float64; their order is the ranking.
 
     Raises:
-        ValueError: naming the number of a candidate that fits no window.
+        ListTooLongError: where the prompt leaves nothing for documents, or naming the number of a candidate that fits
+            no window.
     """
+    if budget < 1:
+        raise ListTooLongError(
+            f"the prompt without documents leaves {budget} tokens of the context for them: shorten the query"
+        )
     for number, length in enumerate(lengths):
         if length > budget:
-            raise ValueError(f"candidate {number} takes {length} tokens, but only {budget} are left for documents")
+            raise ListTooLongError(
+                f"candidate {number} takes {length} tokens, but only {budget} are left for documents"
+            )
     order = list(range(len(lengths)))
     stop = len(order)
     start = _first_that_fits(order, stop, lengths, budget)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from pyterrier_routehead import HeadScoreStore, HeadSet, default_model
-from pyterrier_routehead.search import JudgedLists, log_probability
+from pyterrier_routehead.search import PaddedLists, log_probability
 from toys import byte_tokenizer, toy_llm
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +144,7 @@ def lists_of_luck(count, documents, heads, relevant=1, seed=0):
     gains = np.zeros((count, documents))
     for own in gains:
         own[generator.permutation(documents)[:relevant]] = 1
-    return JudgedLists(generator.random((count, documents, heads)), gains, np.ones_like(gains, dtype=bool))
+    return PaddedLists(generator.random((count, documents, heads)), gains, np.ones_like(gains, dtype=bool))
 
 
 def test_the_chance_ceiling_is_the_best_of_as_many_random_orders(examples):

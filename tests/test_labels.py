@@ -15,7 +15,7 @@ from pyterrier_routehead.labels import (
     reliability,
     static,
 )
-from pyterrier_routehead.search import JudgedLists, log_probability, ndcg
+from pyterrier_routehead.search import PaddedLists, list_ndcg, log_probability
 
 NAMES = pytest.mark.parametrize("recipe", [*RECIPES, static], ids=str)
 
@@ -32,7 +32,7 @@ def some_lists(seed, count=60, heads=12, documents=24, relevant=8, strength=1.5,
         noise[:, planted[-1]] += strength * own[:, None]
         scores.append(noise)
         labels.append(own)
-    return JudgedLists.of(scores, labels), planted
+    return PaddedLists.of(scores, labels), planted
 
 
 SPECIFIC, SPECIFIC_HEADS = some_lists(0)
@@ -106,8 +106,8 @@ def test_before_is_the_whole_pool_and_after_the_labels():
     for i in range(0, len(SPECIFIC), 7):
         one, scores = SPECIFIC[np.array([i])], SPECIFIC.scores[i]
         members = np.flatnonzero(labels.targets[i])
-        assert labels.before[i] == pytest.approx(ndcg(one, scores.sum(axis=1)[None, :, None])[0, 0])
-        assert labels.after[i] == pytest.approx(ndcg(one, scores[:, members].sum(axis=1)[None, :, None])[0, 0])
+        assert labels.before[i] == pytest.approx(list_ndcg(one, scores.sum(axis=1)[None, :, None])[0, 0])
+        assert labels.after[i] == pytest.approx(list_ndcg(one, scores[:, members].sum(axis=1)[None, :, None])[0, 0])
     assert labels.after.mean() > labels.before.mean() + 0.1
 
 
@@ -138,7 +138,7 @@ def test_a_function_makes_labels_too_and_its_numbers_are_weights():
     lists = SPECIFIC[np.arange(6)].heads(np.array([4, 2]))
     labels = make_labels(own, lists, 5)
     assert seen == [(6, 5)]
-    np.testing.assert_allclose(labels.after, ndcg(lists, (lists.scores @ [0.9, 0.2])[..., None])[:, 0])
+    np.testing.assert_allclose(labels.after, list_ndcg(lists, (lists.scores @ [0.9, 0.2])[..., None])[:, 0])
     assert labels.table([str(i) for i in range(6)], (Head(0, 0), Head(0, 1)))["heads"].tolist() == ["0-0"] * 6
 
 
@@ -161,7 +161,7 @@ def uneven_lists():
         np.array([-1.0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
     ]
     generator = np.random.default_rng(3)
-    return JudgedLists.of([generator.normal(size=(len(own), 4)) for own in labels], labels)
+    return PaddedLists.of([generator.normal(size=(len(own), 4)) for own in labels], labels)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -276,5 +276,5 @@ def test_the_quality_of_half_lists_is_the_mean_over_halves_seen_and_unseen():
         for seen, unseen in ((one, other), (other, one)):
             best = log_probability(seen, seen.scores).argmax(axis=1)
             alone = unseen.scores[np.arange(len(unseen)), :, best]
-            expected.append(ndcg(unseen, alone[..., None]).mean())
+            expected.append(list_ndcg(unseen, alone[..., None]).mean())
     assert half_list_quality(first_half_or_other, SPECIFIC, 1, seeds=2) == pytest.approx(np.mean(expected))

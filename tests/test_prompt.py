@@ -430,7 +430,8 @@ def test_get_template():
     assert get_template("default") is DEFAULT_TEMPLATE
     mine = PromptTemplate("icr")
     assert get_template(mine) is mine
-    message = "there is no prompt 'rankgpt'; known: default, icr, icr-qa, qr, core; or give a PromptTemplate"
+    known = "default, icr, icr-qa, qr, qr-qwen, core, core-detection, core-mistral"
+    message = f"there is no prompt 'rankgpt'; known: {known}; or give a PromptTemplate"
     with pytest.raises(ValueError, match=message):
         get_template("rankgpt")
 
@@ -441,7 +442,10 @@ def test_get_template():
         ("icr", "best_last", FIND_INSTRUCTION),
         ("icr-qa", "best_last", ANSWER_INSTRUCTION),
         ("qr", "best_last", FIND_INSTRUCTION),
+        ("qr-qwen", "best_last", FIND_INSTRUCTION),
         ("core", "best_first", FIND_INSTRUCTION),
+        ("core-detection", "best_first", FIND_INSTRUCTION),
+        ("core-mistral", "best_first", FIND_INSTRUCTION),
     ],
 )
 def test_paper_settings(method, order, instruction):
@@ -455,7 +459,8 @@ def test_paper_settings(method, order, instruction):
 
 
 def test_paper_settings_of_an_unknown_method():
-    with pytest.raises(ValueError, match="no paper settings 'default'; known: icr, icr-qa, qr, core"):
+    known = "icr, icr-qa, qr, qr-qwen, core, core-detection, core-mistral"
+    with pytest.raises(ValueError, match=f"no paper settings 'default'; known: {known}"):
         paper_settings("default")
 
 

@@ -107,7 +107,7 @@ def router_for(identity, pool="3-1,0-2,2-0,1-3", *, layer=0, source="query", evi
 
 @pytest.fixture(scope="module")
 def router(llm):
-    return router_for(model_identity(llm), most=2)
+    return router_for(model_identity(llm), max_heads=2)
 
 
 def rank_by(vectors, weights):
@@ -275,7 +275,7 @@ def test_scores_are_the_sums_of_exactly_the_heads_that_are_named(llm, router, sc
     ids=str,
 )
 @pytest.mark.parametrize(
-    "choice", [{"most": 2}, {"weighting": "probability", "least": 3}, {"evidence": True, "most": 2},
+    "choice", [{"max_heads": 2}, {"weighting": "probability", "min_heads": 3}, {"evidence": True, "max_heads": 2},
                {"weighting": "logit", "evidence": True}], ids=str
 )
 def test_on_text_and_behind_a_scorer_gives_the_same(llm, options, choice):
@@ -392,7 +392,7 @@ def test_the_first_stage_is_added_as_standard_scores(llm, router):
 
 
 def test_a_router_can_look_at_the_list(llm, scored):
-    router = router_for(model_identity(llm), evidence=True, most=2)
+    router = router_for(model_identity(llm), evidence=True, max_heads=2)
     out = RouteHeadReranker(router, llm=llm, routed_heads=True)(VALID)
     columns = scored["valid"]["head_reading"].iloc[0].columns(list(router.pool))
     for qid, own in scored["valid"].groupby("qid"):
@@ -416,7 +416,7 @@ def test_several_pooling_and_layers_embed_the_query_otherwise(llm):
 
 def test_static_heads_and_unsure_follow_the_pool(llm, scored):
     pool = [Head(3, 1), Head(0, 2), Head(2, 0), Head(1, 3)]
-    for choice, heads in (({"unsure": 1.0, "most": 3}, pool[:3]), ({"threshold": 0.0, "static_heads": 4}, pool)):
+    for choice, heads in (({"unsure": 1.0, "max_heads": 3}, pool[:3]), ({"threshold": 0.0, "static_heads": 4}, pool)):
         router = router_for(model_identity(llm), **choice)
         out = RouteHeadReranker(router, llm=llm)(scored["valid"])
         same_ranking(out, StaticHeadReranker(heads)(scored["valid"]), atol=1e-5)
@@ -439,7 +439,7 @@ def test_behind_a_scorer_no_document_is_read(llm, router, scored):
 
 
 def test_on_text_no_layer_above_the_deepest_routed_head_runs(llm):
-    router = router_for(model_identity(llm), "0-1,1-2,2-0,3-3", most=1)
+    router = router_for(model_identity(llm), "0-1,1-2,2-0,3-3", max_heads=1)
     reranker = RouteHeadReranker(router, llm=llm, routed_heads=True)
     run = []
     hooks = [
@@ -455,7 +455,7 @@ def test_on_text_no_layer_above_the_deepest_routed_head_runs(llm):
             assert max(run) == deepest
             depths.add(deepest)
         run.clear()
-        looking = router_for(model_identity(llm), "0-1,1-2,3-3", evidence=True, most=1)
+        looking = router_for(model_identity(llm), "0-1,1-2,3-3", evidence=True, max_heads=1)
         RouteHeadReranker(looking, llm=llm)(VALID)
         assert max(run) == 3  # its evidence is on all heads of the pool
     finally:
@@ -518,7 +518,12 @@ def windows(monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"first_stage_weight": 0.7}, {"depth": 15}, {"batch_size": 2}], ids=str)
 @pytest.mark.parametrize(
     "choice",
-    [{"most": 2}, {"weighting": "logit"}, {"evidence": True, "most": 1}, {"weighting": "logit", "evidence": True}],
+    [
+        {"max_heads": 2},
+        {"weighting": "logit"},
+        {"evidence": True, "max_heads": 1},
+        {"weighting": "logit", "evidence": True},
+    ],
     ids=str,
 )
 def test_each_window_is_ranked_as_a_list_of_its_own(windows, options, choice):
@@ -575,7 +580,8 @@ def test_a_query_is_embedded_once_for_all_windows(windows, monkeypatch, choice):
 @pytest.mark.filterwarnings("ignore:The inplace keyword")
 def test_windows_run_no_layer_above_the_deepest_routed_head(windows):
     llm = toy_llm(context=420)
-    reranker = RouteHeadReranker(router_for(model_identity(llm), "0-1,1-2,2-0,3-3", most=1), llm=llm, routed_heads=True)
+    router = router_for(model_identity(llm), "0-1,1-2,2-0,3-3", max_heads=1)
+    reranker = RouteHeadReranker(router, llm=llm, routed_heads=True)
     run, deepest = [], set()
     for index, layer in enumerate(llm.model.layers):
         layer.register_forward_pre_hook(lambda *_, index=index: run.append(index))
@@ -592,7 +598,7 @@ def test_windows_run_no_layer_above_the_deepest_routed_head(windows):
 
 
 def test_tail_states_come_from_the_column(llm, scored):
-    router = router_for(model_identity(llm), layer=2, source="tail", most=2)
+    router = router_for(model_identity(llm), layer=2, source="tail", max_heads=2)
     out = RouteHeadReranker(router, llm=llm, routed_heads=True)(
         scored["valid"]
     )
@@ -605,7 +611,7 @@ def test_tail_states_come_from_the_column(llm, scored):
 
 
 def test_tail_states_need_no_model_and_no_query(llm, scored):
-    router = router_for(model_identity(llm), layer=2, source="tail", most=2)
+    router = router_for(model_identity(llm), layer=2, source="tail", max_heads=2)
     expected = RouteHeadReranker(router, llm=llm)(scored["valid"])
     same_ranking(RouteHeadReranker(router)(scored["valid"].drop(columns=["query", "text"])), expected)
 
@@ -641,7 +647,7 @@ def test_fit_says_what_it_found(fitted):
     assert len(fitted.router_.pool) == 6
     assert list(fitted.router_.pool.scores) == sorted(fitted.router_.pool.scores, reverse=True)
     assert fitted.router_.state == QueryState(2)  # the middle layer
-    assert fitted.router_.selection == Selection(most=2)
+    assert fitted.router_.selection == Selection(max_heads=2)
     assert not fitted.router_.uses_evidence
     assert list(fitted.labels_) == ["qid", "heads", "size", "before", "after"]
     assert (fitted.labels_["size"] <= 2).all()
@@ -933,7 +939,7 @@ def test_without_llm_a_router_brings_its_model(router, llm, tmp_path):
     llm.model.save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     shared = FrozenLLM(str(tmp_path / "model"))
-    own = router_for(model_identity(shared), most=2)
+    own = router_for(model_identity(shared), max_heads=2)
     expected = RouteHeadReranker(router, llm=shared)(VALID)
     same_ranking(RouteHeadReranker(own)(VALID), expected, atol=1e-5)
     same_ranking(RouteHeadReranker(own)(AttentionHeadScorer(llm=shared)(VALID)), expected, atol=1e-5)
@@ -1009,7 +1015,7 @@ def test_tail_validation_on_text(llm, scored):
 def test_sliding_windows_are_warned_of_once():
     llm = toy_llm(context=420)
     with pytest.warns(UserWarning, match="sliding windows") as told:
-        RouteHeadReranker(router_for(model_identity(llm), most=2), llm=llm)(LONG)
+        RouteHeadReranker(router_for(model_identity(llm), max_heads=2), llm=llm)(LONG)
     assert len([one for one in told if "sliding windows" in str(one.message)]) == 1
 
 
@@ -1027,7 +1033,7 @@ def test_other_weighting_after_fit_is_refused(llm, scored):
 
 
 def test_shipped_routers_follow_the_reading_of_any_row(llm, monkeypatch):
-    blockwise = router_for(model_identity(llm), most=2)
+    blockwise = router_for(model_identity(llm), max_heads=2)
     settings = ReadingSettings(document_attention="blockwise")
     blockwise.pool = HeadSet.of(blockwise.pool.heads, model=blockwise.pool.model, settings=settings)
     routers = {"blockwise": blockwise, "listwise": router_for(model_identity(llm))}

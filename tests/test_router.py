@@ -1,10 +1,12 @@
 """`HeadRouter`: probabilities, the choice of heads and the files; and how its weights are trained."""
 
 import copy
+import hashlib
 import json
 import math
+import os
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import entry_points
 from itertools import combinations
 
@@ -12,14 +14,17 @@ import numpy as np
 import pyterrier as pt
 import pytest
 import torch
+from safetensors.numpy import load, save
 
-from pyterrier_routehead import Detection, HeadRouter, HeadSet, ReadingSettings, Selection
+from damage import flips, of_format_1, sealed
+from pyterrier_routehead import ArtifactError, Detection, HeadRouter, HeadSet, ReadingSettings, Selection
 from pyterrier_routehead.labels import make_labels
 from pyterrier_routehead.query_encoder import QueryState
 from pyterrier_routehead.reading import ModelIdentity
 from pyterrier_routehead.router import EVIDENCE_NAMES, WEIGHT_NAMES, choose
-from pyterrier_routehead.search import JudgedLists, ndcg, standardised_lists
-from pyterrier_routehead.training import FOR_LOGITS, RoutingData, TrainingSettings, _Router, ridge_regression, train
+from pyterrier_routehead.search import PaddedLists, list_ndcg, standardised_lists
+from pyterrier_routehead.training import RoutingData, _Router, ridge_regression, train
+from pyterrier_routehead.training_settings import FOR_LOGITS, TrainingSettings
 
 MODEL = ModelIdentity("no/such-model", ("aa", "bb", "cc", "dd"), 4, 4)
 HIDDEN, SIZE = 5, 2
@@ -146,22 +151,22 @@ PROBABILITIES = np.array([0.2, 0.9, 0.5, 0.6, 0.1])
         ({"threshold": 0.55}, [0, 1, 0, 1, 0]),
         ({"threshold": 0.0}, [1, 1, 1, 1, 1]),
         ({"threshold": 0.95}, [0, 1, 0, 0, 0]),
-        ({"threshold": 0.95, "least": 2}, [0, 1, 0, 1, 0]),
-        ({"least": 4}, [1, 1, 1, 1, 0]),
-        ({"least": 8}, [1, 1, 1, 1, 1]),
-        ({"threshold": 0.0, "most": 2}, [0, 1, 0, 1, 0]),
-        ({"most": 1}, [0, 1, 0, 0, 0]),
+        ({"threshold": 0.95, "min_heads": 2}, [0, 1, 0, 1, 0]),
+        ({"min_heads": 4}, [1, 1, 1, 1, 0]),
+        ({"min_heads": 8}, [1, 1, 1, 1, 1]),
+        ({"threshold": 0.0, "max_heads": 2}, [0, 1, 0, 1, 0]),
+        ({"max_heads": 1}, [0, 1, 0, 0, 0]),
         ({"weighting": "probability"}, [0, 0.9, 0.5, 0.6, 0]),
-        ({"weighting": "probability", "least": 4}, [0.2, 0.9, 0.5, 0.6, 0]),
+        ({"weighting": "probability", "min_heads": 4}, [0.2, 0.9, 0.5, 0.6, 0]),
         ({"static_heads": 1}, [1, 1, 1, 1, 0]),
-        ({"static_heads": 2, "most": 1, "threshold": 0.6}, [1, 1, 0, 0, 0]),
+        ({"static_heads": 2, "max_heads": 1, "threshold": 0.6}, [1, 1, 0, 0, 0]),
         ({"static_heads": 9}, [1, 1, 1, 1, 1]),
-        ({"static_heads": 1, "most": 2}, [1, 1, 0, 1, 0]),
+        ({"static_heads": 1, "max_heads": 2}, [1, 1, 0, 1, 0]),
         ({"weighting": "probability", "static_heads": 2}, [1, 1, 0.5, 0.6, 0]),
         ({"unsure": 0.9}, [0, 1, 1, 1, 0]),
-        ({"unsure": 0.91, "most": 2}, [1, 1, 0, 0, 0]),
+        ({"unsure": 0.91, "max_heads": 2}, [1, 1, 0, 0, 0]),
         ({"unsure": 0.91}, [1, 1, 1, 1, 1]),
-        ({"unsure": 0.91, "most": 3, "weighting": "probability"}, [1, 1, 1, 0, 0]),
+        ({"unsure": 0.91, "max_heads": 3, "weighting": "probability"}, [1, 1, 1, 0, 0]),
     ],
     ids=str,
 )
@@ -172,14 +177,18 @@ def test_probabilities_become_weights(selection, weights):
 
 
 def test_equal_probabilities_are_chosen_in_the_pools_order():
-    assert choose(np.full(4, 0.7), Selection(most=2)).tolist() == [1, 1, 0, 0]
+    assert choose(np.full(4, 0.7), Selection(max_heads=2)).tolist() == [1, 1, 0, 0]
 
 
 def test_a_router_routes_by_its_selection():
     state, _ = some_inputs()
     probabilities = some_router().probabilities(state)
     assert probabilities.std() > 0.05
-    for selection in (Selection(most=1), Selection(weighting="probability", least=3), Selection(unsure=1.0, most=2)):
+    for selection in (
+        Selection(max_heads=1),
+        Selection(weighting="probability", min_heads=3),
+        Selection(unsure=1.0, max_heads=2),
+    ):
         router = some_router().with_selection(selection)
         assert router.selection == selection
         np.testing.assert_array_equal(router.route(state), choose(probabilities, selection))
@@ -193,9 +202,9 @@ def test_a_router_routes_by_its_selection():
         ({"threshold": -0.1}, "threshold is a probability"),
         ({"threshold": float("nan")}, "threshold is a probability, got nan"),
         ({"unsure": 2}, "unsure is a probability, got 2"),
-        ({"least": 0}, "1 <= least <= most; got 0, 8"),
-        ({"most": 0}, "1 <= least <= most; got 1, 0"),
-        ({"least": 3, "most": 2}, "1 <= least <= most; got 3, 2"),
+        ({"min_heads": 0}, "1 <= least <= most; got 0, 8"),
+        ({"max_heads": 0}, "1 <= least <= most; got 1, 0"),
+        ({"min_heads": 3, "max_heads": 2}, "1 <= least <= most; got 3, 2"),
         ({"static_heads": -1}, "static_heads is a number of heads from 0, got -1"),
     ],
 )
@@ -263,7 +272,7 @@ def same_routers(one, other):
 
 @pytest.mark.parametrize("evidence", [False, True])
 def test_saved_and_loaded_routers_say_the_same(evidence, tmp_path):
-    router = some_router(evidence, threshold=0.25, most=3, weighting="probability", static_heads=1, unsure=0.1)
+    router = some_router(evidence, threshold=0.25, max_heads=3, weighting="probability", static_heads=1, unsure=0.1)
     saved = router.save(tmp_path / "deep" / "router")
     for loaded in (saved, HeadRouter(tmp_path / "deep" / "router"), HeadRouter(str(tmp_path / "deep" / "router"))):
         same_routers(loaded, router)
@@ -273,7 +282,7 @@ def test_a_router_is_three_files_without_pickle(tmp_path):
     path = some_router().save(tmp_path / "router").path
     assert sorted(file.name for file in path.iterdir()) == ["pt_meta.json", "router.json", "router.safetensors"]
     said = json.loads((path / "router.json").read_text())
-    assert said["selection"]["most"] == 8
+    assert said["selection"]["max_heads"] == 8
     assert HeadSet.from_json(said["pool"]) == some_pool()
     length = int.from_bytes((path / "router.safetensors").read_bytes()[:8], "little")
     assert set(json.loads((path / "router.safetensors").read_bytes()[8 : 8 + length])) == set(WEIGHT_NAMES)
@@ -299,8 +308,8 @@ def test_saving_overwrites_nothing(tmp_path):
 
 def test_loaded_routers_can_choose_otherwise_and_be_saved_again(tmp_path):
     first = some_router().save(tmp_path / "one")
-    other = first.with_selection(Selection(most=2)).save(tmp_path / "two")
-    assert other.selection == Selection(most=2)
+    other = first.with_selection(Selection(max_heads=2)).save(tmp_path / "two")
+    assert other.selection == Selection(max_heads=2)
     same_routers(other.with_selection(Selection()), first)
 
 
@@ -313,42 +322,226 @@ def test_routers_can_be_copied_and_pickled(tmp_path):
 def changed(**changes):
     def change(folder):
         file = folder / "router.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        file.write_text(sealed(json.dumps(json.loads(file.read_text()) | changes)))
 
     return change
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "router.json").unlink(), "holds no router: there is no router.json in it"),
-        (lambda folder: (folder / "router.json").write_text("{"), "holds no readable router"),
-        (lambda folder: (folder / "router.json").write_text("[1]"), "holds no readable router"),
-        (lambda folder: (folder / "router.json").write_bytes(b"\xff\xfe"), "holds no readable router"),
-        (lambda folder: (folder / "router.json").write_text('{"format": 1}'), "holds no readable router: 'pool'"),
-        (lambda folder: (folder / "router.safetensors").write_bytes(b""), "holds no readable router: .*header"),
-        (lambda folder: (folder / "router.safetensors").write_bytes(b"\1" * 100), "holds no readable router: .*header"),
-        (changed(format=2), "holds no readable router: its format is 2, this version reads 1"),
-        (changed(selection={"threshold": 3}), "holds no readable router: threshold is a probability, got 3"),
-        (changed(selection={"colour": "red"}), "holds no readable router: .*colour"),
-        (changed(state={"layer": 1, "pooling": "max"}), "holds no readable router: pooling is one of"),
-        (changed(state={}), "holds no readable router: .*layer"),
-        (changed(pool={}), "holds no readable router: .*no head set"),
-        (changed(pool=some_pool("1-1,2-2").to_json()), r"holds no readable router: .*\(3, 2\), not \(2, 2\)"),
+        (lambda folder: (folder / "router.json").unlink(), " holds no router: there is no router.json in it"),
+        (write("router.json", b"{"), "/router.json is damaged: "),
+        (write("router.json", b"[1]"), "/router.json is no readable router: it is an object with fields, found list"),
+        (write("router.json", b"\xff\xfe"), "/router.json is damaged: "),
+        (write("router.json", b'{"format": 1}'), "/router.json is no readable router: lacks pool, state, "),
+        (write("router.safetensors", b""), "/router.safetensors is no readable router: it is damaged"),
+        (write("router.safetensors", b"\1" * 100), "/router.safetensors is no readable router: it is damaged"),
+        (lambda folder: (folder / "router.safetensors").unlink(), "/router.safetensors cannot be read: No such"),
+        (changed(format=3), "/router.json is no readable router: its format is 3, this version reads 1 and 2"),
+        (changed(selection={"threshold": 3}), "/router.json is no readable router: selection lacks least, most"),
+        (changed(selection=asdict(Selection()) | {"threshold": 3}), "/router.json .*threshold is a probability, got 3"),
+        (changed(selection={}), "/router.json is no readable router: selection lacks threshold"),
+        (changed(selection={"colour": "red"}), "/router.json is no readable router: .*colour"),
+        (changed(state={"layer": 1, "pooling": "max", "source": "query"}), "/router.json .*: pooling is one of"),
+        (changed(state={"layer": 4, "pooling": "last", "source": "query"}), "/router.json .*there is no layer 4 "),
+        (changed(state={}), "/router.json is no readable router: state lacks layer"),
+        (changed(pool={}), "/router.json is no readable router: .*no readable head set: it lacks format"),
+        (changed(pool=some_pool("1-1,2-2").to_json()), r"/router.safetensors .*\(3, 2\), not \(2, 2\)"),
+        (changed(weights_sha256=None), "/router.json is no readable router: it lacks weights_sha256"),
+        (changed(weights_sha256="0" * 64), "/router.safetensors .*checksum differs"),
     ],
 )
 def test_folders_that_hold_no_router_are_refused_by_name(change, message, tmp_path):
     path = some_router().save(tmp_path / "mine").path
     change(path)
-    with pytest.raises(ValueError, match=f"mine {message}"):
+    with pytest.raises(ArtifactError, match=f"mine{message}"):
         HeadRouter(path)
+
+
+FIELDS = [
+    *("format", "pool", "state", "selection", "report", "version", "weights_sha256", "checksum"),
+    *(f"state.{field.name}" for field in fields(QueryState)),
+    *(f"selection.{field.name}" for field in fields(Selection)),
+    *("pool.heads", "pool.model", "pool.scores", "pool.k", "pool.settings"),
+]
+WRONG = [None, True, 3, -1, 2.5, float("nan"), float("inf"), 10**400, "", "x", "\ud800", [], [None], {}, {"a": 1}, ...]
+
+
+@pytest.mark.parametrize("place", FIELDS)
+def test_f44_every_field_has_one_type(place, tmp_path):
+    """Whatever stands in a field either is refused by name or is kept as it is, with a checksum that fits."""
+    file = some_router().save(tmp_path / "mine").path / "router.json"
+    said = json.loads(file.read_text())
+    *way, last = place.split(".")
+    accepted = []
+    for value in WRONG:
+        written = copy.deepcopy(said)
+        inner = written[way[0]] if way else written
+        if value is ...:
+            del inner[last]
+        else:
+            inner[last] = value
+        file.write_text(json.dumps(written) if place == "checksum" else sealed(json.dumps(written)))
+        found = read_or_refused(tmp_path / "mine")
+        if found is not None:
+            accepted.append(value)
+            found.route(some_inputs()[0])
+            again = found.save(tmp_path / f"again{len(accepted)}").path / "router.json"
+            kept = json.loads(again.read_text())
+            if value is not ...:
+                assert (kept[way[0]] if way else kept)[last] == value
+    assert len({type(value) for value in accepted} - {type(None), type(...)}) <= 1 or place == "selection.threshold"
+    assert ... not in accepted or place == "pool.k"
+
+
+def read_or_refused(folder):
+    """The router, or None where it is refused by the name of its file."""
+    try:
+        return HeadRouter(folder)
+    except ArtifactError as error:
+        said = str(error)
+    assert str(folder / "router.") in said
+    assert len(said) < 1000
+    return None
+
+
+def test_f34_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
+    router = some_router(evidence=True)
+    path = router.save(tmp_path / "mine").path
+    equal = 0
+    for name in ("router.json", "router.safetensors"):
+        data = (path / name).read_bytes()
+        for flipped in flips(data, 400):
+            (path / name).write_bytes(flipped)
+            found = read_or_refused(path)
+            if found is not None:
+                same_routers(found, router)
+                equal += 1
+        (path / name).write_bytes(data)
+    assert equal < 60  # blanks between the values of the description
+    same_routers(HeadRouter(path), router)
+
+
+def test_f34_a_router_of_format_1_is_read_with_all_other_checks(tmp_path):
+    path = some_router(evidence=True).save(tmp_path / "mine").path
+    (path / "router.json").write_text(of_format_1(json.loads((path / "router.json").read_text())))
+    same_routers(HeadRouter(path), some_router(evidence=True))
+    weights = load((path / "router.safetensors").read_bytes())
+    (path / "router.safetensors").write_bytes(save(weights | {"deviation": weights["deviation"] * 0}))
+    with pytest.raises(ArtifactError, match=r"router.safetensors is no readable router: .*'deviation' go down to 0"):
+        HeadRouter(path)
+
+
+@pytest.mark.parametrize("name", [*WEIGHT_NAMES, *EVIDENCE_NAMES])
+@pytest.mark.parametrize("kind", ["float16", "float64", "int32", "uint8", "bool"])
+def test_f34_weights_of_another_type_are_refused(name, kind, tmp_path):
+    weights = {own: np.ones_like(array) for own, array in some_router(evidence=True).weights.items()}
+    found = {"float16": "F16", "float64": "F64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}[kind]
+    rewrite_weights(tmp_path, weights | {name: weights[name].astype(kind)})
+    with pytest.raises(ArtifactError, match=rf"mine/router.safetensors is .* \(F32\), found '{name}' of {found}"):
+        HeadRouter(tmp_path / "mine")
+
+
+def rewrite_weights(folder, weights):
+    """A router with these weights in its file, and the checksums that fit."""
+    path = some_router(evidence=True).save(folder / "mine").path
+    content = save(weights)
+    (path / "router.safetensors").write_bytes(content)
+    changed(weights_sha256=hashlib.sha256(content).hexdigest())(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("deviation", 0.0, "'deviation' go down to 0: deviations are above 1e-09"),
+        ("deviation", 1e-45, "'deviation' go down to 1.4"),
+        ("deviation", -1.0, "'deviation' go down to -1"),
+        ("evidence_deviation", 0.0, "'evidence_deviation' go down to 0"),
+        ("mean", 3e38, "'mean' go to 3e"),
+        ("mean", -3e38, "'mean' go to 3e"),
+        ("projection", 1e30, "'projection' go to 1e"),
+        ("bias", np.nan, "'bias' are not finite"),
+        ("bias", np.inf, "'bias' are not finite"),
+        ("bias", 1e300, "'bias' are not finite"),  # in float32
+    ],
+)
+def test_f34_weights_that_no_training_gives_are_refused_in_memory_and_in_files(name, value, message, tmp_path):
+    weights = some_weights(evidence=True)
+    weights[name].flat[1] = value
+    with pytest.raises(ValueError, match=message):
+        HeadRouter.of(some_pool(), weights, state=QueryState(0))
+    with np.errstate(over="ignore"):
+        rewrite_weights(tmp_path, {own: array.astype(np.float32) for own, array in weights.items()})
+    with pytest.raises(ArtifactError, match=f"mine/router.safetensors is no readable router: .*{message}"):
+        HeadRouter(tmp_path / "mine")
+
+
+def test_f34_logits_that_are_not_finite_are_an_error_when_routing():
+    router = some_router(evidence=True)
+    state, told = some_inputs()
+    for use in (router.logits, router.probabilities, router.route):
+        with pytest.raises(ValueError, match=r"logit of head \d-\d is not finite: the query embedding goes to 3e\+38"):
+            use(np.float32([3e38, -3e38, 3e38, 3e38, -3e38]), told)
+        for value in (np.nan, np.inf):
+            with pytest.raises(ValueError, match="the query embedding is not finite"):
+                use(np.where(np.arange(5) == 1, value, state), told)
+            with pytest.raises(ValueError, match="the evidence is not finite"):
+                use(state, np.where(np.arange(4) == 1, value, told))
+        with pytest.raises(ValueError, match=r"the evidence has the shape \(\), not \(3, 4\)"):
+            use(state)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"pool": "0-1"}, "pool is a HeadSet, got '0-1'"),
+        ({"state": 2}, "state is a QueryState, got 2"),
+        ({"selection": {}}, "selection is a Selection, got {}"),
+        ({"report": {"x": {1}}}, "report: "),
+    ],
+)
+def test_f44_a_router_of_wrong_types_is_refused_when_it_is_made(wrong, message):
+    given = {"pool": some_pool(), "weights": some_weights(), "state": QueryState(0)} | wrong
+    with pytest.raises(TypeError, match=message):
+        HeadRouter.of(**given)
+
+
+@pytest.mark.parametrize("name", ["threshold", "unsure", "least", "most", "static_heads"])
+def test_f44_a_selection_of_wrong_types_is_refused(name):
+    for value in ("1", None, True, [1], *([1.0] if name in ("least", "most", "static_heads") else [])):
+        with pytest.raises(TypeError, match=f"{name} is a (probability|whole number of heads), got "):
+            Selection(**{name: value})
+
+
+def test_f22_a_routers_path_is_expanded_and_made_absolute_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert some_router().save("~/router").path == HeadRouter("~/router").path == tmp_path / "home" / "router"
+    near = some_router().save("near")
+    monkeypatch.chdir("/")
+    same_routers(HeadRouter(near.path), near)
+
+
+def test_f44_whatever_stands_in_the_weights_place_is_named(tmp_path):
+    path = some_router().save(tmp_path / "mine").path
+    file = path / "router.safetensors"
+    for make in (lambda: file.mkdir(), lambda: file.symlink_to(file), lambda: os.mkfifo(file)):
+        file.rmdir() if file.is_dir() else file.unlink()
+        make()
+        with pytest.raises(ArtifactError, match=r"mine/router.safetensors cannot be read: \w"):
+            HeadRouter(path)
 
 
 def test_weights_cut_short_are_refused(tmp_path):
     path = some_router().save(tmp_path / "mine").path
     file = path / "router.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="mine holds no readable router"):
+    with pytest.raises(ValueError, match=r"mine/router.safetensors is no readable router: it is damaged"):
         HeadRouter(path)
 
 
@@ -359,7 +552,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 # Training
 
-LEARNT = Selection(most=2)
+LEARNT = Selection(max_heads=2)
 POOL = some_pool(",".join(f"{layer}-{head}" for layer in range(2) for head in range(4)))
 
 
@@ -373,7 +566,7 @@ def planted(seed, count, hidden=12, documents=12, rule=True):
     sign = np.where(right, 1, -1)[:, None]
     scores[:, :, 2] += 8 * sign * labels
     scores[:, :, 5] -= 8 * sign * labels
-    return RoutingData(states, JudgedLists.of(list(scores), list(labels)))
+    return RoutingData(states, PaddedLists.of(list(scores), list(labels)))
 
 
 def with_labels(data, recipe="search", most=2):
@@ -385,14 +578,14 @@ def routed(weights, data, selection=LEARNT):
     router = HeadRouter.of(POOL, weights, state=QueryState(0), selection=selection)
     evidence = [None] * len(data.states) if data.evidence is None else data.evidence
     chosen = np.stack([router.route(state, told) for state, told in zip(data.states, evidence, strict=True)])
-    return ndcg(data.lists, np.einsum("qdh,qh->qd", data.lists.scores, chosen)[..., None])[:, 0]
+    return list_ndcg(data.lists, np.einsum("qdh,qh->qd", data.lists.scores, chosen)[..., None])[:, 0]
 
 
 def best_static(data, test, most=2):
     """nDCG@10 of each query by the one set of heads that ranks the training queries best, of all sets."""
 
     def quality(lists, heads):
-        return ndcg(lists, lists.scores[:, :, list(heads)].sum(axis=2)[..., None])[:, 0]
+        return list_ndcg(lists, lists.scores[:, :, list(heads)].sum(axis=2)[..., None])[:, 0]
 
     sets = [own for size in range(1, most + 1) for own in combinations(range(8), size)]
     return quality(test.lists, max(sets, key=lambda own: quality(data.lists, own).mean()))
@@ -525,7 +718,7 @@ def test_the_ranking_loss_takes_lists_of_unlike_lengths():
     data = planted(10, 30)
     there = np.ones_like(data.lists.there)
     there[::2, 8:] = False
-    lists = JudgedLists(
+    lists = PaddedLists(
         data.lists.scores * there[..., None], np.where(there, data.lists.gains, 0), there
     )
     data = with_labels(RoutingData(data.states, lists))
@@ -573,7 +766,7 @@ def test_without_epochs_a_router_follows_the_labels_frequencies():
 def test_logits_are_weights_whatever_else_is_chosen_by(evidence):
     state, told = some_inputs(3)
     told = told if evidence else None
-    for choice in ({}, {"threshold": 1.0, "most": 1}, {"unsure": 1.0}, {"static_heads": 2}):
+    for choice in ({}, {"threshold": 1.0, "max_heads": 1}, {"unsure": 1.0}, {"static_heads": 2}):
         router = some_router(evidence, weighting="logit", **choice)
         assert router.standardises
         weights = router.route(state, told)
@@ -587,7 +780,7 @@ def test_logits_are_weights_whatever_else_is_chosen_by(evidence):
 
 
 def test_saved_weights_are_the_same(tmp_path):
-    router = some_router(evidence=True, weighting="logit", most=2)
+    router = some_router(evidence=True, weighting="logit", max_heads=2)
     loaded = router.save(tmp_path / "router")
     assert loaded.standardises
     same_routers(loaded, router)
@@ -608,7 +801,7 @@ def signed_lists(seed, count=200, documents=8):
     scores[:, :, 0] = 1e-4 * (gains * 2 + shared)
     scores[:, :, 2] = 1e-2 * shared
     states = generator.normal(size=(count, HIDDEN)).astype(np.float32)
-    lists = JudgedLists(scores, gains, np.ones_like(gains, dtype=bool))
+    lists = PaddedLists(scores, gains, np.ones_like(gains, dtype=bool))
     return RoutingData(states, lists, None, np.zeros((count, 8)))
 
 
@@ -618,7 +811,7 @@ def ranked_by(weights, data):
     for i, state in enumerate(data.states):
         own = data.lists.scores[i]
         scores = (own - own.mean(axis=0)) / own.std(axis=0) @ router.route(state)
-        found.append(ndcg(data.lists[np.array([i])], scores[None, :, None])[0, 0])
+        found.append(list_ndcg(data.lists[np.array([i])], scores[None, :, None])[0, 0])
     return np.array(found)
 
 
@@ -629,7 +822,7 @@ def test_a_logit_may_be_a_negative_weight():
     assert weights["bias"][2] < -0.1
     test = signed_lists(2)
     quality = ranked_by(weights, test).mean()
-    single = max(ndcg(test.lists, test.lists.scores[:, :, [h]])[:, 0].mean() for h in range(8))
+    single = max(list_ndcg(test.lists, test.lists.scores[:, :, [h]])[:, 0].mean() for h in range(8))
     assert quality > single + 0.03
     held_out = ranked_by(weights, signed_lists(1)).mean()
     assert held_out == pytest.approx(report["held-out nDCG@10"].max(), abs=1e-6)
@@ -653,7 +846,7 @@ def test_weights_are_learnt_beside_the_first_stages_score():
             HeadRouter.of(POOL, weights, state=QueryState(0), selection=LOGITS).route(state)
             for state in lists.states
         ]))
-        quality = ndcg(lists.lists, (by_heads + lists.first_stage)[..., None])[:, 0].mean()
+        quality = list_ndcg(lists.lists, (by_heads + lists.first_stage)[..., None])[:, 0].mean()
         assert quality == pytest.approx(report["held-out nDCG@10"].max(), abs=1e-6)
     assert sums[0.0] > 2 * sums[4.0]  # next to a first stage that says nothing, heads weigh more
 
@@ -673,9 +866,9 @@ def test_evidence_is_weighed_beside_the_first_stages_score():
     router = HeadRouter.of(POOL, weights, state=QueryState(0), selection=LOGITS)
     routed = np.stack([router.route(*own) for own in zip(test.states, test.evidence, strict=True)])
     by_heads = np.einsum("qdh,qh->qd", test.lists.standardised().scores, routed)
-    quality = ndcg(test.lists, (by_heads + test.first_stage)[..., None])[:, 0].mean()
+    quality = list_ndcg(test.lists, (by_heads + test.first_stage)[..., None])[:, 0].mean()
     assert quality == pytest.approx(report["held-out nDCG@10"].max(), abs=1e-6)
-    assert quality > ndcg(test.lists, test.first_stage[..., None])[:, 0].mean() + 0.002
+    assert quality > list_ndcg(test.lists, test.first_stage[..., None])[:, 0].mean() + 0.002
 
 
 def test_ridge_keeps_what_the_query_adds_small():
@@ -690,12 +883,12 @@ def test_ridge_keeps_what_the_query_adds_small():
 
 def test_padding_has_no_part_in_the_ranking_loss():
     data = signed_lists(0, 30)
-    padded = JudgedLists(*(
+    padded = PaddedLists(*(
         np.concatenate([own, np.full_like(own[:, :3], fill)], axis=1)
         for own, fill in ((data.lists.scores, 0), (data.lists.gains, 0), (data.lists.there, False))
     ))
     settings = replace(ON_RANKING, epochs=3)
-    for selection in (LOGITS, Selection(weighting="probability", least=8)):
+    for selection in (LOGITS, Selection(weighting="probability", min_heads=8)):
         one, _ = train(data, signed_lists(1), selection, settings)
         other, _ = train(replace(data, lists=padded), signed_lists(1), selection, settings)
         np.testing.assert_allclose(one["bias"], other["bias"], atol=1e-5)
@@ -764,7 +957,7 @@ def test_settings_of_training_that_cannot_be_are_refused(wrong, message):
 
 
 def test_a_list_that_all_heads_score_alike_does_not_spoil_training():
-    lists = JudgedLists(TRAIN.lists.scores.copy(), TRAIN.lists.gains, TRAIN.lists.there)
+    lists = PaddedLists(TRAIN.lists.scores.copy(), TRAIN.lists.gains, TRAIN.lists.there)
     lists.scores[0] = 0
     _, report = train(replace(TRAIN, lists=lists), VALID, LEARNT, TrainingSettings(epochs=2))
     assert np.isfinite(report.to_numpy()).all()

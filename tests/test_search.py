@@ -12,9 +12,9 @@ import pytest
 from pyterrier_routehead import search
 from pyterrier_routehead.frames import standardised
 from pyterrier_routehead.search import (
-    JudgedLists,
+    PaddedLists,
+    list_ndcg,
     log_probability,
-    ndcg,
     objective,
     search_sets,
     standardised_lists,
@@ -82,7 +82,7 @@ def chosen(found, i):
 
 def test_ndcg_is_ir_measures():
     scores, labels = random_lists(0, 30, 4, documents=(2, 25))
-    values = ndcg(JudgedLists.of(scores, labels), JudgedLists.of(scores, labels).scores)
+    values = list_ndcg(PaddedLists.of(scores, labels), PaddedLists.of(scores, labels).scores)
     assert values.shape == (30, 4)
     for head in range(4):
         run, qrels = [], []
@@ -99,24 +99,24 @@ def test_ties_keep_the_order_of_the_rows():
     labels = [np.array([0.0, 1, 0, 2]), np.array([2.0, 0])]
     scores = [np.zeros((4, 2)), np.zeros((2, 2))]
     scores[0][:, 1] = [1, 1, 1, 0]
-    lists = JudgedLists.of(scores, labels)
-    values = ndcg(lists, lists.scores)
+    lists = PaddedLists.of(scores, labels)
+    values = list_ndcg(lists, lists.scores)
     ideal = 2 + 1 / math.log2(3)
     np.testing.assert_allclose(values[0], (1 / math.log2(3) + 2 / math.log2(5)) / ideal)
     np.testing.assert_allclose(values[1], 1.0)
 
 
 def test_ndcg_has_a_cutoff_and_is_0_without_relevant_documents():
-    lists = JudgedLists.of([-np.arange(12.0)[:, None]] * 2, [np.eye(12)[10], np.zeros(12)])
-    assert ndcg(lists, lists.scores).tolist() == [[0.0], [0.0]]
-    np.testing.assert_allclose(ndcg(lists, lists.scores, cutoff=12)[:, 0], [1 / math.log2(12), 0])
+    lists = PaddedLists.of([-np.arange(12.0)[:, None]] * 2, [np.eye(12)[10], np.zeros(12)])
+    assert list_ndcg(lists, lists.scores).tolist() == [[0.0], [0.0]]
+    np.testing.assert_allclose(list_ndcg(lists, lists.scores)[:, 0], [1 / math.log2(12), 0])
 
 
 def test_measures_are_plain_loops():
     scores, labels = random_lists(1, 25, 5)
     scores[0][:, 1] = 3.0  # a head that tells nothing
-    lists = JudgedLists.of(scores, labels)
-    for measure, plain in ((ndcg, plain_ndcg), (log_probability, plain_log_probability)):
+    lists = PaddedLists.of(scores, labels)
+    for measure, plain in ((list_ndcg, plain_ndcg), (log_probability, plain_log_probability)):
         expected = [
             [plain(own[:, head].tolist(), label.tolist()) for head in range(5)]
             for own, label in zip(scores, labels, strict=True)
@@ -132,12 +132,12 @@ def test_measures_are_plain_loops():
 
 def test_the_smooth_criterion_does_not_see_scale_and_shift():
     scores, labels = random_lists(2, 20, 6)
-    lists = JudgedLists.of(scores, labels)
-    moved = JudgedLists.of([own * 1e-4 + 7 for own in scores], labels)
+    lists = PaddedLists.of(scores, labels)
+    moved = PaddedLists.of([own * 1e-4 + 7 for own in scores], labels)
     np.testing.assert_allclose(
         log_probability(lists, lists.scores), log_probability(moved, moved.scores), atol=1e-6
     )
-    turned = JudgedLists.of([-own for own in scores], labels)
+    turned = PaddedLists.of([-own for own in scores], labels)
     assert not np.allclose(log_probability(lists, lists.scores), log_probability(turned, turned.scores), atol=0.1)
 
 
@@ -146,13 +146,13 @@ def test_the_smooth_criterion_rises_with_the_relevant_documents_score():
     rising = np.zeros((5, 30))
     rising[:, :] = np.array([4.0, 3, 0, 2, 1])[:, None]
     rising[2] = np.linspace(-2, 8, 30)
-    lists = JudgedLists.of([rising], labels)
+    lists = PaddedLists.of([rising], labels)
     assert (np.diff(log_probability(lists, lists.scores)[0]) > 0).all()
 
 
 def test_lists_are_padded_to_the_longest():
     scores, labels = [np.ones((2, 3)), np.ones((4, 3))], [np.array([-2.0, 1]), np.array([0.0, 3, 0, 0])]
-    lists = JudgedLists.of(scores, labels)
+    lists = PaddedLists.of(scores, labels)
     assert lists.scores.shape == (2, 4, 3)
     assert lists.there.tolist() == [[True, True, False, False], [True] * 4]
     assert lists.gains.tolist() == [[0, 1, 0, 0], [0, 3, 0, 0]]
@@ -166,7 +166,7 @@ def test_lists_are_standardised_as_a_re_ranker_standardises_one():
     scores, labels = random_lists(12, 20, 5)
     scores[0][:, 1] = 0.1  # its sum is not exact
     scores[1], labels[1] = scores[1][:1], labels[1][:1]
-    lists = JudgedLists.of(scores, labels)
+    lists = PaddedLists.of(scores, labels)
     whole = lists.standardised()
     for i, own in enumerate(scores):
         np.testing.assert_allclose(whole.scores[i, : len(own)], standardised(own), atol=1e-9)
@@ -187,7 +187,7 @@ def test_lists_are_standardised_as_a_re_ranker_standardises_one():
 def test_small_pools_give_the_best_set_of_all(smooth, with_prior):
     scores, labels = random_lists(3, 12, 6)
     bonus = np.random.default_rng(5).normal(size=6) * 0.2 if with_prior else None
-    found = search_sets(JudgedLists.of(scores, labels), 4, smooth=smooth, prior=bonus)
+    found = search_sets(PaddedLists.of(scores, labels), 4, smooth=smooth, prior=bonus)
     for i, (own, label) in enumerate(zip(scores, labels, strict=True)):
         best = best_by_brute_force(own, label, 4, smooth, bonus)
         assert value_of(own, label, chosen(found, i), smooth, bonus) == pytest.approx(best, abs=1e-8)
@@ -197,7 +197,7 @@ def test_large_pools_come_near_the_best_set():
     """Of 30 heads, sets of up to three: 4,525, too many for trying all in the package, few enough here."""
     scores, labels = random_lists(4, 8, 30, documents=(10, 16))
     scores = [own / own.std(axis=0) for own in scores]
-    lists = JudgedLists.of(scores, labels)
+    lists = PaddedLists.of(scores, labels)
     found = search_sets(lists, 3, smooth=1.0)
     missed = []
     for i, (own, label) in enumerate(zip(scores, labels, strict=True)):
@@ -216,7 +216,7 @@ def test_adding_and_exchange_mostly_find_the_best_set_of_a_small_pool(smooth, mo
     monkeypatch.setattr(search, "_FEW", 0)
     scores, labels = random_lists(13, 60, 8, documents=(8, 16))
     scores = [own / own.std(axis=0) for own in scores]
-    one, three = (search_sets(JudgedLists.of(scores, labels), most, smooth=smooth) for most in (1, 3))
+    one, three = (search_sets(PaddedLists.of(scores, labels), most, smooth=smooth) for most in (1, 3))
     missed = []
     for i, (own, label) in enumerate(zip(scores, labels, strict=True)):
         single = best_by_brute_force(own, label, 1, smooth)
@@ -229,7 +229,7 @@ def test_adding_and_exchange_mostly_find_the_best_set_of_a_small_pool(smooth, mo
 @pytest.mark.parametrize("smooth", [0.0, 0.5])
 def test_no_single_step_improves_what_was_found_in_a_large_pool(smooth):
     scores, labels = random_lists(6, 10, 24, documents=(12, 20))
-    found = search_sets(JudgedLists.of(scores, labels), 5, smooth=smooth)
+    found = search_sets(PaddedLists.of(scores, labels), 5, smooth=smooth)
     for i, (own, label) in enumerate(zip(scores, labels, strict=True)):
         members = set(chosen(found, i).tolist())
         value = value_of(own, label, members, smooth)
@@ -243,9 +243,9 @@ def test_no_single_step_improves_what_was_found_in_a_large_pool(smooth):
 def test_padding_changes_nothing(heads, most):
     scores, labels = random_lists(7, 15, heads, documents=(2, 30))
     prior = np.random.default_rng(1).normal(size=(15, heads)) * 0.1
-    together = search_sets(JudgedLists.of(scores, labels), most, smooth=0.2, prior=prior)
+    together = search_sets(PaddedLists.of(scores, labels), most, smooth=0.2, prior=prior)
     for i in range(15):
-        alone = search_sets(JudgedLists.of([scores[i]], [labels[i]]), most, smooth=0.2, prior=prior[i])
+        alone = search_sets(PaddedLists.of([scores[i]], [labels[i]]), most, smooth=0.2, prior=prior[i])
         assert chosen(alone, 0).tolist() == chosen(together, i).tolist()
         np.testing.assert_allclose([alone.before[0], alone.after[0]], [together.before[i], together.after[i]])
 
@@ -254,11 +254,11 @@ def test_padding_changes_nothing(heads, most):
 @pytest.mark.parametrize("most", [1, 3, 100])
 def test_a_set_has_from_one_to_most_heads(heads, most):
     scores, labels = random_lists(8, 10, heads, documents=(12, 20))
-    sizes = search_sets(JudgedLists.of(scores, labels), most).members.sum(axis=1)
+    sizes = search_sets(PaddedLists.of(scores, labels), most).members.sum(axis=1)
     assert sizes.min() >= 1
     assert sizes.max() <= most
     if most == 1:
-        single = search_sets(JudgedLists.of(scores, labels), 1, exchange=False)
+        single = search_sets(PaddedLists.of(scores, labels), 1, exchange=False)
         for i, (own, label) in enumerate(zip(scores, labels, strict=True)):
             best = max(value_of(own, label, [head]) for head in range(heads))
             assert value_of(own, label, chosen(single, i)) == pytest.approx(best, abs=1e-8)
@@ -269,13 +269,13 @@ def test_the_smaller_of_equal_sets_wins_in_a_small_pool():
     labels = [np.array([0.0, 1, 0, 0])]
     same = np.array([1.0, 5, 2, 3])
     scores = [np.stack([same, np.ones(4), same, same], axis=1)]
-    assert chosen(search_sets(JudgedLists.of(scores, labels), 3), 0).tolist() == [0]
+    assert chosen(search_sets(PaddedLists.of(scores, labels), 3), 0).tolist() == [0]
 
 
 def test_adding_stops_where_nothing_is_gained_in_a_large_pool():
     """Thirty copies of one head: a second copy gains nothing."""
     scores = [np.repeat(np.array([1.0, 5, 2, 3])[:, None], 30, axis=1)]
-    found = search_sets(JudgedLists.of(scores, [np.array([0.0, 1, 0, 0])]), 5)
+    found = search_sets(PaddedLists.of(scores, [np.array([0.0, 1, 0, 0])]), 5)
     assert found.members.sum() == 1
     assert found.after.tolist() == [1.0]
 
@@ -284,7 +284,7 @@ def test_adding_stops_where_nothing_is_gained_in_a_large_pool():
 def test_exchange_is_never_worse_and_sometimes_better(smooth):
     scores, labels = random_lists(9, 40, 32, documents=(15, 25))
     scores = [own / own.std(axis=0) for own in scores]
-    lists = JudgedLists.of(scores, labels)
+    lists = PaddedLists.of(scores, labels)
     with_, without = (search_sets(lists, 4, exchange=exchange, smooth=smooth) for exchange in (True, False))
     gains = np.array([
         value_of(own, label, chosen(with_, i), smooth) - value_of(own, label, chosen(without, i), smooth)
@@ -301,7 +301,7 @@ def test_exchange_ends_where_documents_tie_but_for_rounding():
     labels = [(generator.random(20) < 0.3).astype(float) for _ in range(400)]
     for own in labels:
         own[:2] = 1, 0
-    lists = JudgedLists.of(scores, labels)
+    lists = PaddedLists.of(scores, labels)
     found, added = (search_sets(lists, 8, exchange=exchange) for exchange in (True, False))
     assert (found.after >= added.after - 1e-4).all()
     assert found.after.mean() > added.after.mean()
@@ -310,7 +310,7 @@ def test_exchange_ends_where_documents_tie_but_for_rounding():
 @pytest.mark.parametrize("heads", [6, 32])
 def test_a_prior_draws_sets_towards_favoured_heads(heads):
     scores, labels = random_lists(10, 20, heads, documents=(12, 20))
-    lists = JudgedLists.of(scores, labels)
+    lists = PaddedLists.of(scores, labels)
     favour = np.zeros(heads)
     favour[[1, 4]] = 1.0
     plain, drawn = (search_sets(lists, 3, prior=prior).members for prior in (None, 0.4 * favour))
@@ -325,7 +325,7 @@ def test_a_prior_draws_sets_towards_favoured_heads(heads):
 @pytest.mark.parametrize("heads", [5, 30])
 def test_before_is_the_whole_pool_and_after_the_set(heads):
     scores, labels = random_lists(11, 10, heads)
-    found = search_sets(JudgedLists.of(scores, labels), 4)
+    found = search_sets(PaddedLists.of(scores, labels), 4)
     for i, (own, label) in enumerate(zip(scores, labels, strict=True)):
         assert found.before[i] == pytest.approx(plain_ndcg(own.sum(axis=1).tolist(), label.tolist()))
         own_sum = own[:, found.members[i]].sum(axis=1)
@@ -338,7 +338,7 @@ def test_lists_of_an_everyday_size_are_searched_in_a_minute():
     labels = (generator.random((1000, 20)) < 0.15).astype(float)
     labels[:, 0] = 1
     labels[:, 1] = 0
-    lists = JudgedLists.of(list(generator.normal(size=(1000, 20, 64))), list(labels))
+    lists = PaddedLists.of(list(generator.normal(size=(1000, 20, 64))), list(labels))
     start = time.process_time()
     found = search_sets(lists, 8)
     assert time.process_time() - start < 60

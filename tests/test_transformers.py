@@ -542,7 +542,7 @@ def test_hidden_layers_of_any_kind(llm, layers):
 
 def test_hidden_layers_that_are_none(llm):
     assert "hidden_state" not in AttentionHeadScorer(llm=llm, hidden_layers=[])(two_queries())
-    with pytest.raises(ValueError, match="hidden_layers is a sequence"):
+    with pytest.raises(TypeError, match="hidden_layers is a sequence"):
         AttentionHeadScorer(llm=llm, hidden_layers=1)
 
 
