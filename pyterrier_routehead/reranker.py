@@ -25,6 +25,8 @@ from .registry import is_bundled_model, named_model
 from .sources import FrameSource, ScoreSource, TextSource
 from .store import HeadScoreStore
 
+_OF_A_SCORER = ("head_scores", "head_scores_raw", "head_reading", "hidden_state")
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class HeadReranker(ReadsLists):
@@ -88,9 +90,10 @@ class HeadReranker(ReadsLists):
 
     def _source(self, inp: pd.DataFrame, policy: HeadPolicy, *, by_head: bool = False) -> ScoreSource:
         """Where a frame's head scores come from; refuses one that has neither scores nor text. Loads nothing yet."""
+        check_columns(inp, _OF_A_SCORER)  # and columns of several levels, which nothing can be found in
         weighed = ["score"] if self._weighs(policy) else []
         beside = ["query"] * policy.needs_query + ["hidden_state"] * policy.needs_hidden_state
-        title = used_title_field(inp.columns, self.title_field)
+        title = used_title_field(inp.columns, self.title_field, self.text_field)
         text = ["query", self.text_field, *([] if title is None else [title])]
         with pt.validate.any(inp, context=self) as mode:
             mode.result_frame(["head_scores", "head_reading", *beside, *weighed], mode="vectors")
@@ -107,7 +110,7 @@ class HeadReranker(ReadsLists):
                 batch_size=self.batch_size,
                 by_head=by_head,
             )
-        check_columns(inp, ["qid", "docno", "head_scores", "head_reading", *beside, *order])
+        check_columns(inp, ["qid", "docno", *beside, *order])
         if self.token_filter == "sum" and not by_head:
             raise ValueError(
                 "token_filter='sum' filters after summing heads, but the frame has head_scores, read head by head: "
@@ -129,7 +132,7 @@ class HeadReranker(ReadsLists):
     def _accept(self, reading: Reading, policy: HeadPolicy) -> None:
         """Refuse head scores that were read otherwise than set by hand, or that the heads are not for."""
         reading.check_settings(self._given())
-        if self.title_field != "auto" and (self.title_field is None) != (reading.title_field is None):
+        if self.title_field not in ("auto", reading.title_field):
             raise MismatchError(
                 f"title_field={self.title_field!r} was asked for, but head_scores was read with "
                 f"title_field={reading.title_field!r}"
