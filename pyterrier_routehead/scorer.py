@@ -18,10 +18,12 @@ from .frames import (
     object_column,
     used_title_field,
 )
+from .head_set import HeadSet
 from .heads import HeadsLike, describe_heads, is_all, kept_heads, layers_needed, parse_heads
 from .llm import FrozenLLM
+from .model_slot import ModelSlot
 from .progress import with_progress
-from .reader import ListReader
+from .reader import ListReader, model_identity
 from .reading import SETTING_NAMES, ReadingSettings, resolve_settings
 from .store import HeadScoreStore
 from .template import PromptTemplate
@@ -54,9 +56,12 @@ class AttentionHeadScorer(pt.Transformer):
     own, but for ``hidden_state``, which is read-only.
 
     Args:
-        heads: ``"all"``, or heads as (layer, head) pairs or ``"layer-head"`` strings. No layer above the deepest runs.
-        llm: a :class:`FrozenLLM` to share, a model's name, or None for SmolLM2-135M-Instruct.
-        prompt: a :class:`PromptTemplate` or the name of one; None for ``"default"``.
+        heads: ``"all"``; heads as (layer, head) pairs or ``"layer-head"`` strings; or a :class:`HeadSet`, of which the
+            heads that rank are read, by its model and as its own scores were read, where nothing else is said below. No
+            layer above the deepest runs.
+        llm: a :class:`FrozenLLM` to share, a model's name, or None for the head set's, else SmolLM2-135M-Instruct.
+        prompt: a :class:`PromptTemplate` or the name of one; None, here as for the next five, for the head set's value,
+            else for the one named: ``"default"``.
         document_order: ``"best_last"`` or ``"best_first"``; None for ``"best_last"``.
         document_attention: ``"listwise"`` or ``"blockwise"``; None for ``"listwise"``.
         max_doc_tokens: title and text of each document are cut to so many tokens; None for 150.
@@ -77,6 +82,7 @@ class AttentionHeadScorer(pt.Transformer):
 
     Raises:
         ListTooLongError: naming the qid, for a list beyond the model's context.
+        MismatchError: for another model than the head set's.
         TypeError: naming column, qid and docno of a value that is no text, or no id.
         ValueError: naming a column that stands twice, or column and qid of what is missing.
     """
@@ -85,7 +91,7 @@ class AttentionHeadScorer(pt.Transformer):
 
     def __init__(
         self,
-        heads: HeadsLike = "all",
+        heads: HeadsLike | HeadSet = "all",
         *,
         llm: FrozenLLM | str | None = None,
         prompt: PromptTemplate | str | None = None,
@@ -122,14 +128,14 @@ class AttentionHeadScorer(pt.Transformer):
         self.text_field = text_field
         self.title_field = title_field
         self.verbose = verbose
-        self._backbone: FrozenLLM | None = None
+        self._models = ModelSlot()
         self._settings()  # a wrong value is refused here, not in the middle of a run
 
     __hash__ = object.__hash__  # PyTerrier's follows the repr, which settings change
 
     def __repr__(self) -> str:
         depth = "" if self.depth is None else f", depth={self.depth}"
-        return f"AttentionHeadScorer({describe_heads(self.heads)}{depth})"
+        return f"AttentionHeadScorer({describe_heads(self._chosen()[0])}{depth})"
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Add the vectors; see the class."""
@@ -144,13 +150,16 @@ class AttentionHeadScorer(pt.Transformer):
         # What an earlier scorer wrote speaks of its own reading.
         inp = inp.drop(columns=["head_scores_raw", "hidden_state"], errors="ignore")
         if len(inp):
+            heads, head_set = self._chosen()
             hidden_layers = self._layers()
-            needed = layers_needed(self.heads)
+            needed = layers_needed(heads)
             if needed is not None:
                 needed = max([needed, *(layer + 1 for layer in hidden_layers)])
-            self._backbone = FrozenLLM.of(self.llm, max_layers=needed, reuse=self._backbone)
+            llm = self._models.open(self.llm, named=None if head_set is None else head_set.model, max_layers=needed)
+            if head_set is not None:
+                head_set.check_model(model_identity(llm))
             store = HeadScoreStore.of(self.store)
-            reader = ListReader(self._backbone, self.heads, settings, hidden_layers=hidden_layers, store=store)
+            reader = ListReader(llm, heads, settings, hidden_layers=hidden_layers, store=store)
             self._fill(inp, reader, title_field, columns)
         return inp.assign(**columns)
 
@@ -184,6 +193,12 @@ class AttentionHeadScorer(pt.Transformer):
         asked = {"head_scores_raw": self.raw, "features": self.features, "hidden_state": len(self._layers()) > 0}
         return ["head_scores", "head_reading", *(name for name, wanted in asked.items() if wanted)]
 
+    def _chosen(self) -> tuple[HeadsLike, HeadSet | None]:
+        """The heads to read, and the set that they are of, if any."""
+        if isinstance(self.heads, HeadSet):
+            return self.heads.ranking.heads, self.heads
+        return self.heads, None
+
     def _layers(self) -> tuple[int, ...]:
         layers = self.hidden_layers
         if layers is None:
@@ -201,11 +216,16 @@ class AttentionHeadScorer(pt.Transformer):
             check_flag("verbose", self.verbose)
         FrozenLLM.of(self.llm)
         self._layers()
-        if not is_all(self.heads):
-            parse_heads(self.heads)
-        settings = resolve_settings({name: getattr(self, name) for name in SETTING_NAMES})
+        heads, head_set = self._chosen()
+        if not is_all(heads):
+            parse_heads(heads)
+        given = {name: getattr(self, name) for name in SETTING_NAMES}
+        settings = resolve_settings(given, None if head_set is None else head_set.settings)
         if settings.token_filter == "sum":
-            raise ValueError("token_filter='sum' filters after summing heads, so it does not exist for single heads")
+            raise ValueError(
+                "token_filter='sum' filters after summing heads, so it does not exist for single heads: "
+                "give token_filter='head'"
+            )
         if self.features and self.depth is not None:
             raise ValueError("features=True needs a vector in every row: cut the list before the scorer, not by depth")
         return settings
