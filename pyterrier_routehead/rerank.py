@@ -4,6 +4,7 @@ import re
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from .arguments import check_flag
 from .head_set import HeadSet
 from .heads import HeadsLike, describe_heads, is_all, kept_heads, parse_heads
 from .options import shown_depth
@@ -43,7 +44,11 @@ class StaticHeadReranker(HeadReranker):
         super().__post_init__()
 
     def __repr__(self) -> str:
-        return f"StaticHeadReranker({describe_heads(self.heads)}{shown_depth(self)})"
+        if isinstance(self.heads, str) and _NAMED.fullmatch(self.heads):
+            shown = repr(self.heads)
+        else:
+            shown = describe_heads(self.heads.ranking.heads if isinstance(self.heads, HeadSet) else self.heads)
+        return f"StaticHeadReranker({shown}{shown_depth(self)})"
 
     def _policy(self, document_attention: str) -> HeadPolicy:
         if isinstance(self.heads, str) and (named := _NAMED.fullmatch(self.heads)):
@@ -58,6 +63,7 @@ class StaticHeadReranker(HeadReranker):
     def _check(self) -> ReadingSettings:
         settings = super()._check()
         check_heads(self.heads)
+        check_flag("allow_mismatch", self.allow_mismatch)
         return checked_with_set(self._given(), self._policy(self.document_attention or "listwise"), settings)
 
 
