@@ -156,7 +156,8 @@ def test_single_head_ndcg_is_against_all_that_is_judged(judged, elsewhere):
         ranked = sorted(range(len(labels)), key=lambda document, own=column: -own[document])
         total = sum(gains[document] / math.log2(place + 2) for place, document in enumerate(ranked[:10]))
         assert value == pytest.approx(total / ideal, rel=1e-12)
-    np.testing.assert_array_equal(single_head_ndcg(scores, labels, ideal_dcg(labels)), CRITERIA["ndcg@10"](scores, labels))
+    by_itself = single_head_ndcg(scores, labels, ideal_dcg(labels))
+    np.testing.assert_array_equal(by_itself, CRITERIA["ndcg@10"](scores, labels))
 
 
 def test_ndcg_weighs_labels_and_takes_negative_ones_for_0():
