@@ -23,9 +23,10 @@ from functools import cached_property
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from .document_attention import DOCUMENT_ATTENTION, LayerAttention, causal_attention, masked_attention
 from .errors import UnsupportedArchitectureError
 from .heads import Head
+from .masked import LayerAttention, causal_attention, masked_attention
+from .patterns import ReadingPattern
 from .prompt import ListPrompt
 from .token_filter import DocumentTokens
 
@@ -159,7 +160,7 @@ class EncodedDocuments:
     """Keys and values of the documents of some lists, by layer: [1, key-value heads, tokens of all lists, dim]."""
 
     prompts: list[ListPrompt]
-    document_attention: str
+    pattern: ReadingPattern
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -171,13 +172,11 @@ class EncodedDocuments:
 
     def positions(self, prompt: ListPrompt) -> list[int]:
         """Position of every token of a list's documents."""
-        pattern = DOCUMENT_ATTENTION[self.document_attention]
-        return pattern.positions(len(prompt.prefix), prompt.block_lengths)
+        return self.pattern.positions(len(prompt.prefix), prompt.block_lengths)
 
     def tail_position(self, prompt: ListPrompt) -> int:
         """Position of the first token of a list's tails."""
-        pattern = DOCUMENT_ATTENTION[self.document_attention]
-        return pattern.tail_position(len(prompt.prefix), prompt.block_lengths)
+        return self.pattern.tail_position(len(prompt.prefix), prompt.block_lengths)
 
 
 class DocumentPass:
@@ -208,7 +207,7 @@ class DocumentPass:
         self.documents.keys[index], self.documents.values[index] = key, value
         if index >= self.deepest:
             raise ForwardDone
-        pattern = DOCUMENT_ATTENTION[self.documents.document_attention]
+        pattern = self.documents.pattern
         outputs = [
             pattern.attend(
                 layer,

@@ -6,11 +6,12 @@ from collections import Counter
 import torch
 
 from .attention import DocumentPass, EncodedDocuments, TailPass
-from .document_attention import LayerAttention
 from .engine import run_pass
 from .errors import UnsupportedArchitectureError
 from .heads import all_heads
 from .loading import LoadedModel
+from .masked import LayerAttention
+from .patterns import Listwise
 from .prompt import DocumentBlock, ListPrompt
 
 _TRIES = 3
@@ -54,8 +55,8 @@ def check_readable(loaded: LoadedModel, num_layers: int) -> None:
     """
     for attempt in range(_TRIES):
         start, *tokens = range(1 + 7 * attempt, 8 + 7 * attempt)
-        whole = EncodedDocuments([_prompt(start, tokens[:4], tokens[4:])], "listwise")
-        documents = EncodedDocuments([_prompt(start, tokens[:2], tokens[2:])], "listwise")
+        whole = EncodedDocuments([_prompt(start, tokens[:4], tokens[4:])], Listwise())
+        documents = EncodedDocuments([_prompt(start, tokens[:2], tokens[2:])], Listwise())
         counting = _HeadCountingDocuments(whole, num_layers - 1)
         run_pass(loaded, counting)
         loaded.num_heads = _common_number(counting.num_heads, loaded)

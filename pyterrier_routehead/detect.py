@@ -21,6 +21,7 @@ from .judged import JudgedLists, check_calibration, check_parts, mean_ndcg, rank
 from .measures import NDCG
 from .notices import warn
 from .options import as_depth, shown_depth
+from .patterns import DEFAULT_PATTERN
 from .policy import FixedHeads, HeadPolicy, Unfitted
 from .reading import ReadingSettings
 from .registry import how_to_get_heads, is_bundled, named_heads
@@ -209,7 +210,7 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
         settings = super()._check()
         if self.heads is None or len(ks) > 1:
             return settings
-        return self._settings(self._policy(self.document_attention or "listwise"))
+        return self._settings(self._policy(self.document_attention or DEFAULT_PATTERN))
 
 
 def listed(value: object) -> list:

@@ -13,6 +13,7 @@ from .attention import DocumentPass, EncodedDocuments, ListAttention, TailPass
 from .errors import ListTooLongError, UnsupportedArchitectureError
 from .heads import Head
 from .llm import FrozenLLM
+from .patterns import DEFAULT_PATTERN, PATTERNS, positions_taken
 from .prompt import DocumentBlock, ListPrompt
 from .scores import ListScores
 
@@ -25,7 +26,7 @@ def score_lists(
     prompts: Sequence[ListPrompt],
     heads: Sequence[Head],
     *,
-    document_attention: str = "listwise",
+    document_attention: str = DEFAULT_PATTERN,
     calibrate: bool = True,
     hidden_layers: Iterable[int] = (),
 ) -> list[ListScores]:
@@ -38,7 +39,7 @@ def score_lists(
         llm: the frozen model.
         prompts: the lists, each with at least one document. Lists in one call do not see each other.
         heads: heads to read; no layer above the deepest is run.
-        document_attention: ``"listwise"`` or ``"blockwise"``; the prompts must have been built for it.
+        document_attention: the name of a reading pattern; the prompts must have been built for it.
         calibrate: run the content-free query too; without it only ``raw`` is given.
         hidden_layers: layers after which to give the mean hidden state of the query rows.
 
@@ -50,9 +51,10 @@ def score_lists(
     for layer in hidden_layers:
         if not 0 <= layer < llm.num_layers:
             raise ValueError(f"there is no layer {layer} to read in a model of {llm.num_layers} layers")
+    pattern = PATTERNS[document_attention]
     for prompt in prompts:
-        check_length(llm, prompt.length(document_attention))
-    documents = EncodedDocuments(list(prompts), document_attention)
+        check_length(llm, positions_taken(pattern, prompt))
+    documents = EncodedDocuments(list(prompts), pattern)
     tails = TailPass(documents, heads, calibrate=calibrate, hidden_layers=hidden_layers, device=llm.input_device)
     _encode(llm, documents, tails.deepest)
     llm.document_passes += len(prompts)
@@ -80,16 +82,16 @@ def check_length(llm: FrozenLLM, length: int) -> None:
 
 def _encode(llm: FrozenLLM, documents: EncodedDocuments, deepest: int) -> None:
     """Encode the documents, in one pass unless their number makes several quicker."""
-    apart = documents.document_attention == "blockwise" and llm.input_device.type == "cpu"
+    apart = documents.pattern.separable and llm.input_device.type == "cpu"
     if not apart or documents.spans[-1].stop <= TOKENS_AT_A_TIME:
         llm.forward(DocumentPass(documents, deepest))
         return
     import torch
 
-    # Blocks do not see each other, so some can go first; each pass encodes the few tokens of the prefix again.
+    # Some documents can go first; each pass encodes the few tokens of the prefix again.
     for prompt in documents.prompts:
         for i, blocks in enumerate(_in_parts(prompt.blocks, TOKENS_AT_A_TIME)):
-            part = EncodedDocuments([replace(prompt, blocks=blocks)], documents.document_attention)
+            part = EncodedDocuments([replace(prompt, blocks=blocks)], documents.pattern)
             llm.forward(DocumentPass(part, deepest))
             new = slice(len(prompt.prefix) if i else 0, None)
             for whole, own in ((documents.keys, part.keys), (documents.values, part.values)):

@@ -11,6 +11,7 @@ from .errors import NotFittedError
 from .evidence import list_evidence
 from .head_set import HeadSet
 from .heads import Head, HeadsLike, describe_heads, is_all, layers_needed, parse_heads
+from .patterns import DEFAULT_PATTERN
 from .query_encoder import QueryState
 from .registry import is_bundled, named_heads
 from .router import HeadRouter
@@ -122,7 +123,7 @@ class FixedHeads:
         cls,
         heads: HeadsLike | HeadSet,
         *,
-        document_attention: str = "listwise",
+        document_attention: str = DEFAULT_PATTERN,
         bundled: bool = False,
         allow_mismatch: bool = False,
     ) -> "FixedHeads":

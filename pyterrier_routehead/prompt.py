@@ -11,7 +11,6 @@ from .encoding import TextEncoder
 from .template import PromptTemplate
 
 DOCUMENT_ORDERS = ("best_last", "best_first")
-DOCUMENT_ATTENTIONS = ("listwise", "blockwise")
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,6 @@ class ListPrompt:
         """Tokens of each block, in prompt order."""
         return [len(block.ids) for block in self.blocks]
 
-    def length(self, document_attention: str) -> int:
-        """How many positions the prompt takes: what must not exceed the model's context.
-
-        List-wise this is the number of its tokens; block-wise all blocks stand side by side, so it is the prefix, the
-        longest block and the longer tail.
-        """
-        lengths = self.block_lengths
-        documents = sum(lengths) if document_attention == "listwise" else max(lengths, default=0)
-        return len(self.prefix) + documents + max(len(self.query), len(self.null))
-
 
 class PromptBuilder:
     """Builds the prompts of one template for one tokenizer.
@@ -76,7 +65,7 @@ class PromptBuilder:
         template: the prompt's wording and span rules.
         encoder: the tokenizer.
         document_order: ``"best_last"`` puts the first candidate next to the query, ``"best_first"`` farthest from it.
-        document_attention: ``"listwise"`` numbers the tags in prompt order, ``"blockwise"`` gives all the same tag.
+        numbered: whether the tags count the documents in prompt order, or all are the same.
         max_doc_tokens: title and text of each document are cut to so many tokens (the tag does not count); None keeps
             them whole.
     """
@@ -87,13 +76,13 @@ class PromptBuilder:
         encoder: TextEncoder,
         *,
         document_order: str,
-        document_attention: str,
+        numbered: bool,
         max_doc_tokens: int | None,
     ) -> None:
         self.template = template
         self.encoder = encoder
         self.document_order = document_order
-        self.document_attention = document_attention
+        self.numbered = numbered
         self.max_doc_tokens = max_doc_tokens
         self._tag_ids = cache(encoder.markup)  # the same few tags in every list
         self._chat = encoder.chat(template)
@@ -126,9 +115,7 @@ class PromptBuilder:
         return whole[: len(whole) - len(tag)] if whole[len(whole) - len(tag) :] == tag else self.encoder.start(markup)
 
     def _tag_text(self, number: int) -> str:
-        if self.document_attention == "blockwise":
-            return self.template.block_tag
-        return self.template.document_tag.format(number=number)
+        return self.template.document_tag.format(number=number) if self.numbered else self.template.block_tag
 
     def _tag(self, number: int) -> list[int]:
         return self._tag_ids(self._tag_text(number))

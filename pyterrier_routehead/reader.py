@@ -11,6 +11,7 @@ from .errors import ListTooLongError
 from .fingerprint import ModelSnapshot
 from .heads import Head, HeadsLike, all_heads, is_all, resolve_heads
 from .llm import FrozenLLM
+from .patterns import PATTERNS, positions_taken
 from .prompt import Candidate, ListPrompt, PromptBuilder
 from .reading import ModelIdentity, Reading, ReadingSettings
 
@@ -58,11 +59,12 @@ class ListReader:
         self.settings = settings
         self.hidden_layers = tuple(hidden_layers)
         self.store = None if settings.token_filter == "sum" else store
+        self.pattern = PATTERNS[settings.document_attention]
         self._builder = PromptBuilder(
             settings.prompt,
             llm.encoder,
             document_order=settings.document_order,
-            document_attention=settings.document_attention,
+            numbered=self.pattern.numbered,
             max_doc_tokens=settings.max_doc_tokens,
         )
 
@@ -89,6 +91,10 @@ class ListReader:
     def prompt(self, candidates: CandidateList) -> ListPrompt:
         """The prompt of a list."""
         return self._builder.build(candidates.query, candidates.candidates)
+
+    def length(self, prompt: ListPrompt) -> int:
+        """How many positions a prompt takes."""
+        return positions_taken(self.pattern, prompt)
 
     def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
         """The prompt of some candidates of a list (by number, best first), without encoding any anew."""
@@ -140,10 +146,9 @@ class ListReader:
         )
 
     def overflows(self, prompt: ListPrompt) -> bool:
-        """Whether a list-wise prompt exceeds the model's context, so that its list needs windows."""
+        """Whether a prompt exceeds the model's context and its list can be ranked in windows."""
         context = self.llm.context_length
-        listwise = self.settings.document_attention == "listwise"
-        return listwise and context is not None and prompt.length("listwise") > context
+        return self.pattern.windowed and context is not None and self.length(prompt) > context
 
     def check_length(self, qid: str, prompt: ListPrompt) -> None:
         """Refuse a list that the model cannot read, naming its qid.
@@ -156,7 +161,7 @@ class ListReader:
 
         self.room_for_documents(qid, prompt)
         try:
-            check_length(self.llm, prompt.length(self.settings.document_attention))
+            check_length(self.llm, self.length(prompt))
         except ValueError as error:
             what = f"query {qid!r} with {len(prompt.blocks)} candidates"
             raise type(error)(f"{what}: {error}") from None
@@ -167,7 +172,7 @@ class ListReader:
         Raises:
             ListTooLongError: naming the qid of a query that leaves none.
         """
-        context, alone = self.llm.context_length, replace(prompt, blocks=[]).length("listwise")
+        context, alone = self.llm.context_length, self.length(replace(prompt, blocks=[]))
         if context is not None and alone >= context:
             raise ListTooLongError(
                 f"query {qid!r}: the query and the prompt's wording alone take {alone} tokens, but the context of "

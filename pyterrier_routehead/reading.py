@@ -13,7 +13,8 @@ from .arguments import check_choice, check_flag, check_whole
 from .errors import MismatchError
 from .fingerprint import same_weights, shown
 from .heads import Head, HeadsLike, is_all, resolve_heads
-from .prompt import DOCUMENT_ATTENTIONS, DOCUMENT_ORDERS
+from .patterns import DEFAULT_PATTERN, PATTERNS
+from .prompt import DOCUMENT_ORDERS
 from .schema import typed_fields
 from .template import DEFAULT_TEMPLATE, PromptTemplate, get_template
 
@@ -41,7 +42,7 @@ class ReadingSettings:
 
     prompt: PromptTemplate = DEFAULT_TEMPLATE
     document_order: str = "best_last"
-    document_attention: str = "listwise"
+    document_attention: str = DEFAULT_PATTERN
     max_doc_tokens: int = 150
     calibrate: bool = True
     token_filter: str | None = None
@@ -52,7 +53,7 @@ class ReadingSettings:
             object.__setattr__(self, "token_filter", "head" if self.calibrate else "none")
         for name, allowed in (
             ("document_order", DOCUMENT_ORDERS),
-            ("document_attention", DOCUMENT_ATTENTIONS),
+            ("document_attention", tuple(PATTERNS)),
             ("token_filter", TOKEN_FILTERS),
         ):
             check_choice(name, getattr(self, name), allowed)

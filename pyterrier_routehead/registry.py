@@ -13,6 +13,7 @@ import pandas as pd
 
 from .default_model import DEFAULT_MODEL, names_packaged_gguf, packaged_gguf
 from .head_set import HeadSet
+from .patterns import DEFAULT_PATTERN, PATTERNS
 from .published import PUBLISHED, published_heads
 from .reading import ModelIdentity
 from .router import HeadRouter
@@ -21,7 +22,6 @@ BUNDLED_MODEL = "smollm2-135m"
 _SETS, _ROUTERS = Path(__file__).parent / "sets", Path(__file__).parent / "routers"
 _CRITERION = {"core": "core", "qr": "ndcg@10"}
 _RERANKERS = {"core": "CoReHeadReranker", "qr": "QRHeadReranker", "route": "RouteHeadReranker"}
-_PATTERNS = ("listwise", "blockwise")
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ def _named() -> tuple[Named, ...]:
         for full in PUBLISHED:
             if full.startswith(f"{method}-"):
                 name = full.removeprefix(f"{method}-").removeprefix("nq-")
-                found.append(Named(method, name, published_heads(full).model.name, ("listwise",), "published"))
+                found.append(Named(method, name, published_heads(full).model.name, (DEFAULT_PATTERN,), "published"))
     patterns = {
-        "core": [own for own in _PATTERNS if (_SETS / f"core-{own}").is_dir()],
-        "qr": [own for own in _PATTERNS if (_SETS / f"ndcg@10-{own}").is_dir()],
-        "route": [own for own in _PATTERNS if (_ROUTERS / own).is_dir()],
+        "core": [own for own in PATTERNS if (_SETS / f"core-{own}").is_dir()],
+        "qr": [own for own in PATTERNS if (_SETS / f"ndcg@10-{own}").is_dir()],
+        "route": [own for own in PATTERNS if (_ROUTERS / own).is_dir()],
     }
     found += [Named(method, BUNDLED_MODEL, DEFAULT_MODEL, tuple(own), "bundled") for method, own in patterns.items()]
     return tuple(found)
@@ -79,7 +79,7 @@ def names(method: str) -> list[str]:
     return [own.name for own in _named() if own.method == method]
 
 
-def named_heads(method: str, name: str, document_attention: str = "listwise") -> HeadSet:
+def named_heads(method: str, name: str, document_attention: str = DEFAULT_PATTERN) -> HeadSet:
     """A head set by name.
 
     Args:
@@ -97,7 +97,7 @@ def named_heads(method: str, name: str, document_attention: str = "listwise") ->
     return _published(method, own.name)
 
 
-def named_router(name: str, document_attention: str = "listwise") -> HeadRouter:
+def named_router(name: str, document_attention: str = DEFAULT_PATTERN) -> HeadRouter:
     """A router by name; arguments and errors as for :func:`named_heads`."""
     _find("route", name, document_attention)
     return _bundled_router(document_attention)

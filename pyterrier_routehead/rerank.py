@@ -6,6 +6,7 @@ from .arguments import check_flag
 from .head_set import HeadSet
 from .heads import HeadsLike, kept_heads
 from .options import shown_depth
+from .patterns import DEFAULT_PATTERN
 from .policy import FixedHeads, HeadPolicy, shown_heads
 from .reading import ReadingSettings
 from .reranker import HeadReranker
@@ -49,7 +50,7 @@ class StaticHeadReranker(HeadReranker):
     def _check(self) -> ReadingSettings:
         check_flag("allow_mismatch", self.allow_mismatch)
         super()._check()
-        return self._settings(self._policy(self.document_attention or "listwise"))
+        return self._settings(self._policy(self.document_attention or DEFAULT_PATTERN))
 
 
 @dataclass(eq=False, repr=False)

@@ -12,6 +12,7 @@ from .errors import MismatchError, NotFittedError
 from .frames import check_columns, object_column, used_title_field, with_ranking, with_tail
 from .llm import FrozenLLM
 from .options import ReadsLists, check_model
+from .patterns import DEFAULT_PATTERN
 from .policy import HeadPolicy, Unfitted
 from .progress import with_progress
 from .ranking import rank
@@ -80,7 +81,7 @@ class HeadReranker(ReadsLists):
             for reading in inp["head_reading"]:
                 if isinstance(reading, Reading):
                     return reading.settings.document_attention
-        return self.document_attention or "listwise"
+        return self.document_attention or DEFAULT_PATTERN
 
     def _source(self, inp: pd.DataFrame, policy: HeadPolicy, *, by_head: bool = False) -> ScoreSource:
         """Where a frame's head scores come from; refuses one that has neither scores nor text. Loads nothing yet."""

@@ -17,6 +17,7 @@ from .labels import Recipe, get_recipe
 from .learning import RouterLists, learn_router
 from .notices import warn
 from .options import as_depth, shown_depth
+from .patterns import DEFAULT_PATTERN
 from .policy import FixedHeads, HeadPolicy, RoutedHeads, Unfitted
 from .progress import shows_progress
 from .query_encoder import POOLINGS, SOURCES, QueryState, check_layer
@@ -190,7 +191,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             raise TypeError(f"router is a HeadRouter, the name of one or None, got {type(self.router).__name__}")
         settings = super()._check()
         if self.router is not None:
-            pattern = self.document_attention or "listwise"
+            pattern = self.document_attention or DEFAULT_PATTERN
             router = named_router(self.router, pattern) if isinstance(self.router, str) else self.router
             self._selection(router.selection)
             settings = self._settings(RoutedHeads(router))

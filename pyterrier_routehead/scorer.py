@@ -19,6 +19,7 @@ from .frames import (
 from .head_set import HeadSet
 from .heads import HeadsLike, kept_heads
 from .options import ReadsLists, shown_depth
+from .patterns import DEFAULT_PATTERN
 from .policy import FixedHeads, shown_heads
 from .progress import with_progress
 from .reader import ListReader
@@ -129,7 +130,7 @@ class AttentionHeadScorer(ReadsLists):
                     columns["hidden_state"][row] = hidden
 
     def _policy(self) -> FixedHeads:
-        return FixedHeads.of(self.heads, document_attention=self.document_attention or "listwise")
+        return FixedHeads.of(self.heads, document_attention=self.document_attention or DEFAULT_PATTERN)
 
     def _columns(self) -> list[str]:
         asked = {"head_scores_raw": self.raw, "features": self.features, "hidden_state": len(self._layers()) > 0}

@@ -270,7 +270,7 @@ class TextSource:
         if not self._warned:
             self._warned = True
             warn(
-                f"query {own.qid!r}: its {len(own.rows)} candidates take {prompt.length('listwise')} tokens, but the "
+                f"query {own.qid!r}: its {len(own.rows)} candidates take {reader.length(prompt)} tokens, but the "
                 f"context has {reader.llm.context_length}: such lists are ranked in sliding windows"
             )
         return Windows(lengths, budget)

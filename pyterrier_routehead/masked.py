@@ -1,12 +1,7 @@
-"""How the documents of a prompt see each other while they are encoded: list-wise or block-wise.
-
-This is the replaceable step of the kernel. Each pattern says at which position every token stands and computes the
-attention of the packed documents of one list, without ever building an attention matrix of tokens x tokens.
-"""
+"""Exact attention of few rows, or of a sequence in pieces: never a matrix of tokens x tokens."""
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -103,91 +98,27 @@ def _sdpa(
     return output
 
 
-class DocumentAttention(Protocol):
-    """A pattern of attention among the documents of one list."""
+def blocks_attention(
+    layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, prefix: int, blocks: list[int]
+) -> torch.Tensor:
+    """Causal attention of a prefix, and of blocks that each see the prefix and themselves.
 
-    def positions(self, prefix: int, blocks: list[int]) -> list[int]:
-        """Position of every token, given the length of the prefix and of each block."""
-
-    def tail_position(self, prefix: int, blocks: list[int]) -> int:
-        """Position of the first token of either tail."""
-
-    def attend(
-        self,
-        layer: LayerAttention,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        prefix: int,
-        blocks: list[int],
-    ) -> torch.Tensor:
-        """Attention output [1, tokens, heads, value dim] of prefix and blocks, packed one after another."""
-
-
-class Listwise:
-    """Each document sees the prefix and the documents before it: plain causal attention."""
-
-    def positions(self, prefix: int, blocks: list[int]) -> list[int]:
-        """Positions run through the whole list."""
-        return list(range(prefix + sum(blocks)))
-
-    def tail_position(self, prefix: int, blocks: list[int]) -> int:
-        """The tails follow the last document."""
-        return prefix + sum(blocks)
-
-    def attend(
-        self,
-        layer: LayerAttention,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        prefix: int,
-        blocks: list[int],
-    ) -> torch.Tensor:
-        """One causal attention over all tokens."""
-        return causal_attention(layer, query, key, value)
-
-
-class Blockwise:
-    """Each document sees the prefix and itself, and stands right behind the prefix (BlockRank, arXiv 2510.05396).
-
-    BlockRank fine-tunes for this pattern; here it is used without training. Cost grows linearly with the number of
-    documents, and no document's states depend on another document or on the order.
+    Shapes as in :func:`masked_attention`, with one batch and all tokens packed one after another. Blocks of like length
+    are taken together.
     """
-
-    def positions(self, prefix: int, blocks: list[int]) -> list[int]:
-        """Every block starts at the position after the prefix."""
-        return [*range(prefix), *(prefix + i for block in blocks for i in range(block))]
-
-    def tail_position(self, prefix: int, blocks: list[int]) -> int:
-        """The tails stand behind the longest block."""
-        return prefix + max(blocks, default=0)
-
-    def attend(
-        self,
-        layer: LayerAttention,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        prefix: int,
-        blocks: list[int],
-    ) -> torch.Tensor:
-        """Causal attention of the prefix, then of blocks of like length together, each behind the prefix."""
-        head = causal_attention(layer, query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix])
-        output = head.new_empty((1, query.shape[2], *head.shape[2:]))
-        output[:, :prefix] = head
-        for group in _groups(prefix, tuple(blocks), query.device):
-            # [1, heads, tokens, dim] -> [blocks, heads, length, dim], with the prefix in front of the keys
-            own_query, own_key, own_value = (
-                states[0][:, group.tokens].transpose(0, 1) for states in (query, key, value)
-            )
-            seen_key, seen_value = (
-                torch.cat([states[:, :, :prefix].expand(len(own), -1, -1, -1), own], dim=2)
-                for states, own in ((key, own_key), (value, own_value))
-            )
-            attended = causal_attention(layer, own_query, seen_key, seen_value)
-            output[0, group.targets] = attended.flatten(0, 1)[group.real]
-        return output
+    head = causal_attention(layer, query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix])
+    output = head.new_empty((1, query.shape[2], *head.shape[2:]))
+    output[:, :prefix] = head
+    for group in _groups(prefix, tuple(blocks), query.device):
+        # [1, heads, tokens, dim] -> [blocks, heads, length, dim], with the prefix in front of the keys
+        own_query, own_key, own_value = (states[0][:, group.tokens].transpose(0, 1) for states in (query, key, value))
+        seen_key, seen_value = (
+            torch.cat([states[:, :, :prefix].expand(len(own), -1, -1, -1), own], dim=2)
+            for states, own in ((key, own_key), (value, own_value))
+        )
+        attended = causal_attention(layer, own_query, seen_key, seen_value)
+        output[0, group.targets] = attended.flatten(0, 1)[group.real]
+    return output
 
 
 @dataclass(frozen=True)
@@ -224,7 +155,3 @@ def _groups(prefix: int, blocks: tuple[int, ...], device: torch.device, slack: f
         real = (offset < length).flatten().nonzero()[:, 0]
         groups.append(_Group(*(t.to(device) for t in (tokens, real, tokens.flatten()[real]))))
     return groups
-
-
-DOCUMENT_ATTENTION: dict[str, DocumentAttention] = {"listwise": Listwise(), "blockwise": Blockwise()}
-"""The patterns by name."""
