@@ -271,7 +271,9 @@ class StaticHeadReranker(pt.Transformer):
             prompts = [reader.prompt(candidates) for candidates in texts]
             too_long = [reader.overflows(prompt) for prompt in prompts]
             for candidates, prompt, slides in zip(texts, prompts, too_long, strict=True):
-                if not slides:
+                if slides:
+                    reader.room_for_documents(candidates.qid, prompt)  # refuses a query that leaves none
+                else:
                     reader.check_length(candidates, prompt)
             read = iter(reader.score([p for p, slides in zip(prompts, too_long, strict=True) if not slides]))
             for rows, candidates, prompt, slides in zip(batch, texts, prompts, too_long, strict=True):
