@@ -2,7 +2,7 @@
 
 A case is one frame and one transformer, both random. Whatever the frame looks like (shuffled rows, any index, columns
 of all dtypes, odd strings, several queries, read in batches), each candidate must get what the same transformer gives
-it in a *plain* frame: its query alone, best candidate first, a default index, only the columns that are used. Rows,
+it in a *plain* frame: its query alone, candidates in order, a default index, only the columns that are used. Rows,
 columns, index and attrs must stay, the input must be left as it is, scores be finite, and ranks follow the scores, ties
 by row order. In a share of the cases one fault is put into the frame, which must be refused by name.
 
@@ -289,7 +289,7 @@ def check_case(system: System, queries: list[Query], odd: OddFrame, columns: lis
             continue
         rows = np.flatnonzero(odd.number == number)
         rows = rows[np.argsort(odd.place[rows])]
-        plain = plain_frame(query, columns)
+        plain = plain_frame(query, columns, score=system.needs_score)
         alone = run(system.stages(), plain)
         apart = difference([own[row] for row in rows], results(system, alone))
         close = apart <= TOLERANCE or apart <= tolerance(system, plain)

@@ -97,12 +97,12 @@ def base_frame(queries: list[Query], columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame({name: as_objects(values) for name, values in cells.items()})
 
 
-def plain_frame(own: Query, columns: list[str]) -> pd.DataFrame:
-    """One list, and what is used of it, in the simplest form."""
-    frame = base_frame([own], columns)
+def plain_frame(own: Query, columns: list[str], *, score: bool) -> pd.DataFrame:
+    """One list, and what is used of it, in the simplest form: the order of rows says which candidate is better."""
+    frame = base_frame([own], [name for name in columns if name not in ("score", "rank")])
     for name in {"text", "title"} & set(columns):
         frame[name] = as_objects(["" if pd.isna(value) else value for value in frame[name]])
-    return frame.astype(dict.fromkeys(sorted({"score", "rank"} & set(columns)), float))
+    return frame.assign(score=own.scores, rank=range(len(frame))) if score else frame
 
 
 @dataclass
