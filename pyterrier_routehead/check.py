@@ -1,5 +1,6 @@
 """Tries on a few tokens whether a model can be read exactly, so that one which cannot is refused when it is loaded."""
 
+import inspect
 from collections import Counter
 
 import torch
@@ -70,9 +71,9 @@ def check_readable(loaded: LoadedModel, num_layers: int) -> None:
         if all(_close(whole.keys[i][:, :, 3:5], key[:, :, :2], i) for i, key in tails.keys.items()):
             break
     else:
-        raise UnsupportedArchitectureError(
-            f"{loaded.architecture} cannot be read: its tokens see each other by more than attention"
-        )
+        placed = "position_ids" in inspect.signature(type(loaded.decoder).forward).parameters
+        reason = "its tokens see each other by more than attention" if placed else "it takes no positions of tokens"
+        raise UnsupportedArchitectureError(f"{loaded.architecture} cannot be read: {reason}")
     if getattr(loaded.decoder.config, "attn_temperature_tuning", False):  # Llama 4
         raise UnsupportedArchitectureError(
             f"{loaded.architecture} cannot be read: it scales queries by their row in the input, not by their position"

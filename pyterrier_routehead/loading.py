@@ -185,6 +185,14 @@ def _unknown_arguments(kwargs: dict[str, Any], config: "PreTrainedConfig") -> It
         ) from None
 
 
+def _decoders(model: "PreTrainedModel") -> "Iterator[torch.nn.Module]":
+    """What may be the decoder: ``get_decoder`` gives some architectures' language-model head, or the whole model."""
+    from .twin import uncompiled
+
+    named = (model.get_decoder(), getattr(model, "base_model", None), getattr(model, "model", None))
+    yield from (uncompiled(own) for own in named if own is not None)
+
+
 def _take_apart(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, total_layers: int | None = None
 ) -> LoadedModel:
@@ -198,14 +206,11 @@ def _take_apart(
         raise UnsupportedArchitectureError(
             f"{architecture} cannot be read: its adapter ({adapter}) puts tokens of its own before every prompt"
         )
-    decoder = uncompiled(model.get_decoder())
-    if getattr(decoder, "config", None) is None:
-        raise UnsupportedArchitectureError(
-            f"{architecture} cannot be read: what it names as its decoder is a single {type(decoder).__name__}"
-        )
-    stack, heads = layer_stack(decoder), getattr(decoder.config, "num_attention_heads", None)
-    if stack is None or not heads:
-        raise UnsupportedArchitectureError(f"{type(decoder).__name__} cannot be read: it has no plain stack of layers")
+    decoder = next((own for own in _decoders(model) if layer_stack(own) is not None), None)
+    heads = getattr(getattr(decoder, "config", None), "num_attention_heads", None)
+    if decoder is None or not heads:
+        raise UnsupportedArchitectureError(f"{architecture} cannot be read: it has no plain stack of layers")
+    stack = layer_stack(decoder)
     return LoadedModel(name, decoder, stack, TextEncoder(tokenizer), total_layers or len(stack), heads)
 
 

@@ -283,6 +283,13 @@ def test_f5_published_and_shipped_sets_rank_as_their_papers_do():
         assert shipped_heads("ndcg@10", document_attention).k == 16
 
 
+def test_f34_what_comes_with_the_package_has_a_checksum():
+    package = Path(shipped_heads("core").path).parents[1]
+    files = [*package.glob("sets/*/head_set.json"), *package.glob("routers/*/router.json")]
+    assert len(files) == 6
+    assert all("checksum" in json.loads(file.read_text()) for file in files)
+
+
 # As a file
 
 
