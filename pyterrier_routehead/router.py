@@ -247,4 +247,5 @@ class HeadRouter(pt.Artifact):
         return HeadRouter(path)
 
     def __repr__(self) -> str:
-        return f"<HeadRouter over {len(self.pool)} heads of {self.pool.model.name}>"
+        told = ", kept its start: nearly the same heads for every query" if self.report.get("kept its start") else ""
+        return f"<HeadRouter over {len(self.pool)} heads of {self.pool.model.name}{told}>"
