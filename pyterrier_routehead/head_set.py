@@ -226,17 +226,6 @@ class HeadSet(SharedArtifact):
         """
         return self._picked(range(len(self)), k)
 
-    k = None
-
-    @property
-    def ranking(self) -> "HeadSet":
-        return self.top(self.k or len(self))
-
-    def with_k(self, k):
-        made = self._picked(range(len(self)))
-        made.k = k
-        return made
-
     def top(self, k: int) -> "HeadSet":
         """The first k heads, all of which rank; all of the set's where there are fewer."""
         return self._picked(range(min(check_whole("k", k, what="number of heads"), len(self.heads))))
