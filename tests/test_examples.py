@@ -1,15 +1,19 @@
-"""What a newcomer copies runs: the first example of the README, and the examples' own files."""
+"""What a newcomer copies runs: the README's blocks, as far as they can, and the examples' own files."""
 
+import ast
+import inspect
 import re
 import runpy
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import pyterrier_routehead
 from pyterrier_routehead import AttentionHeadScorer, HeadScoreStore, HeadSet, QRHeadReranker, default_model
 from pyterrier_routehead.search import PaddedLists, log_probability
 from toys import byte_tokenizer, toy_llm, two_queries
@@ -22,10 +26,31 @@ def ranked_first(printed: str) -> str:
     return next(line.split()[1] for line in printed.splitlines() if line.endswith(" 0"))
 
 
+def readme_blocks():
+    found = re.findall(r"^( *)```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for _, block in found]
+
+
 def test_the_readmes_first_example(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(blocks[0], {})
+    exec(readme_blocks()[0], {})
     assert ranked_first(capsys.readouterr().out) == "b"
+
+
+def test_the_readmes_names_are_known():
+    (block,) = [block for block in readme_blocks() if "available()" in block]
+    exec(block, {})
+
+
+@pytest.mark.parametrize("block", readme_blocks(), ids=lambda block: block.splitlines()[-1][:40])
+def test_the_readmes_blocks_use_what_the_package_has(block):
+    tree, names = ast.parse(block), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "pyterrier_routehead":
+            names |= {alias.name: getattr(pyterrier_routehead, alias.name) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+            keywords = {keyword.arg: None for keyword in node.keywords}
+            inspect.signature(names[node.func.id]).bind(*node.args, **keywords)
 
 
 def test_the_quick_start(capsys):
