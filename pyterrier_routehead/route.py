@@ -185,7 +185,6 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         return found
 
     def _check(self) -> ReadingSettings:
-        settings = super()._check()
         check_whole("pool_size", self.pool_size, what="number of heads")
         check_max_layer(self.max_layer)
         get_recipe(self.labels)
