@@ -34,6 +34,7 @@ from pyterrier_routehead.default_model import default_source
 from pyterrier_routehead.heads import Head, all_heads
 from pyterrier_routehead.kernel import score_lists
 from pyterrier_routehead.llm import FrozenLLM
+from pyterrier_routehead.patterns import PATTERNS
 from pyterrier_routehead.prompt import Candidate, ListPrompt, PromptBuilder
 from pyterrier_routehead.quiet import quiet_transformers
 from pyterrier_routehead.template import DEFAULT_TEMPLATE
@@ -123,8 +124,13 @@ class Subject:
 
     def prompt(self, case: Case) -> ListPrompt:
         """The same prompt whenever asked. A word has at least one token, so every document reaches the cut."""
-        settings = {"document_attention": case.pattern, "max_doc_tokens": case.doc_tokens}
-        builder = PromptBuilder(DEFAULT_TEMPLATE, self.llm.encoder, document_order="best_last", **settings)
+        builder = PromptBuilder(
+            DEFAULT_TEMPLATE,
+            self.llm.encoder,
+            document_order="best_last",
+            numbered=PATTERNS[case.pattern].numbered,
+            max_doc_tokens=case.doc_tokens,
+        )
         rng, words = random.Random(case.documents), WORDS.split()
         texts = [" ".join(rng.choices(words, k=2 * case.doc_tokens)) for _ in range(case.documents)]
         return builder.build(QUERY, [Candidate(text) for text in texts])

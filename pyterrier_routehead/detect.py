@@ -117,7 +117,7 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
         self, frame: pd.DataFrame, qrels: pd.DataFrame, criteria: Sequence[Criterion], positions: int | None
     ) -> JudgedLists:
         policy = FixedHeads.of("all")
-        source = self._source(frame, policy, by_head=True)
+        source = self._scores(frame, policy, by_head=True)
         if positions is not None and "head_scores" in frame.columns:
             raise ValueError("positions moves documents in the prompt: it is for text, not for head scores in a frame")
         return read_judged(

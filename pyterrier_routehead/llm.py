@@ -338,14 +338,16 @@ class FrozenLLM:
         return self._source
 
     def _load(self) -> LoadedModel:
-        if self._loaded is None:
+        loaded = self._loaded
+        if loaded is None or not loaded.is_current:
             with self._lock:
-                if self._loaded is None:
+                loaded = self._loaded
+                if loaded is None or not loaded.is_current:
                     with quiet_transformers():
                         loaded = self._open()
                         self._check(loaded)
                     self._loaded = loaded
-        return self._loaded
+        return loaded
 
     def _open(self) -> LoadedModel:
         if _is_live(self.model):

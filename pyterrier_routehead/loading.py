@@ -61,6 +61,11 @@ class LoadedModel:
             self.lock = _locks.setdefault(id(self.decoder), new_lock())
 
     @property
+    def is_current(self) -> bool:
+        """Whether the decoder still has this stack of layers, which its owner may have replaced."""
+        return not self.live or any(child is self.layers for child in self.decoder.children())
+
+    @property
     def architecture(self) -> str:
         """Name of the decoder's class, for messages."""
         return type(self.decoder).__name__

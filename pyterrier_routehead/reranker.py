@@ -61,7 +61,7 @@ class HeadReranker(ReadsLists):
         """For each row the new score, and the choice of heads that gave it; None below the depth."""
         self._check()
         policy = self._policy(self._pattern(inp))
-        source = self._source(inp, policy)
+        source = self._scores(inp, policy)
         scores, choices = np.zeros(len(inp)), object_column(len(inp))
         if len(inp):
             if isinstance(policy, Unfitted):
@@ -83,7 +83,7 @@ class HeadReranker(ReadsLists):
                     return reading.settings.document_attention
         return self.document_attention or DEFAULT_PATTERN
 
-    def _source(self, inp: pd.DataFrame, policy: HeadPolicy, *, by_head: bool = False) -> ScoreSource:
+    def _scores(self, inp: pd.DataFrame, policy: HeadPolicy, *, by_head: bool = False) -> ScoreSource:
         """Where a frame's head scores come from; refuses one that has neither scores nor text. Loads nothing yet."""
         check_columns(inp, _USED)  # and columns of several levels, in which nothing can be found
         weighed = ["score"] if self._weighs(policy) else []
@@ -135,6 +135,7 @@ class HeadReranker(ReadsLists):
         if policy.head_set is not None:
             check_model(policy, reading.model)
             policy.head_set.check_settings(reading.settings, allow_mismatch=policy.allow_mismatch)
+            reading.columns(policy.heads)  # also those that only another query's list will be ranked by
 
     def _embedding_model(self, reading: Reading, layers: int) -> FrozenLLM:
         """The model of a reading, to embed queries with."""

@@ -4,6 +4,10 @@ A loaded model is its owner's, who may be training it, or generating with it in 
 changed, not even for the time of a pass: passes run on a twin, in which every module, its dictionaries of weights,
 buffers, children and hooks, and every configuration are copies, while the weights themselves are the model's own. Only
 the twin is in evaluation mode, has our attention and runs eagerly.
+
+What a module holds or calls is tied to the twin where it can be seen to belong to the model: in containers, by bound
+methods (accelerate's hooks), in partial functions and in closures. Where it cannot, attention that is not ours is met
+with a mask that is ours, which refuses it.
 """
 
 import copy
@@ -56,6 +60,10 @@ class Twin:
         for name, value in state.items():
             if type(value) not in _PLAIN:
                 state[name] = self._counterpart(value, 2)
+        # Those that are not saved may be computed anew in a forward, in place: rotary frequencies are.
+        for name in state["_non_persistent_buffers_set"]:
+            if state["_buffers"].get(name) is not None:
+                state["_buffers"][name] = state["_buffers"][name].clone()
         state["training"] = False
         state["_compiled_call_impl"] = None
         return state

@@ -45,11 +45,15 @@ def pick(random: Random, options):
 
 
 def as_objects(values) -> np.ndarray:
-    """A column of these very objects."""
     column = np.empty(len(values), dtype=object)
     for i, value in enumerate(values):
         column[i] = value
     return column
+
+
+def object_series(values, index: pd.Index | None = None) -> pd.Series:
+    """A column that stays one of objects: of an array of strings pandas would make one of its string types."""
+    return pd.Series(as_objects(values), dtype=object, index=index)
 
 
 def random_text(random: Random) -> str:
@@ -94,15 +98,15 @@ def base_frame(queries: list[Query], columns: list[str]) -> pd.DataFrame:
         for name, value in zip(ALL_COLUMNS, values, strict=True):
             if name in cells:
                 cells[name].extend(value)
-    return pd.DataFrame({name: as_objects(values) for name, values in cells.items()})
+    return pd.DataFrame({name: object_series(values) for name, values in cells.items()})
 
 
-def plain_frame(own: Query, columns: list[str]) -> pd.DataFrame:
-    """One list, and what is used of it, in the simplest form."""
-    frame = base_frame([own], columns)
+def plain_frame(own: Query, columns: list[str], *, score: bool) -> pd.DataFrame:
+    """One list, and what is used of it, in the simplest form: the order of rows says which candidate is better."""
+    frame = base_frame([own], [name for name in columns if name not in ("score", "rank")])
     for name in {"text", "title"} & set(columns):
-        frame[name] = as_objects(["" if pd.isna(value) else value for value in frame[name]])
-    return frame.astype(dict.fromkeys(sorted({"score", "rank"} & set(columns)), float))
+        frame[name] = object_series(["" if pd.isna(value) else value for value in frame[name]])
+    return frame.assign(score=own.scores, rank=range(len(frame))) if score else frame
 
 
 @dataclass

@@ -21,6 +21,7 @@ from pyterrier_routehead import (
     paper_settings,
 )
 from pyterrier_routehead.kernel import score_lists
+from pyterrier_routehead.patterns import PATTERNS
 from pyterrier_routehead.prompt import Candidate, PromptBuilder
 from tiny import tiny_model
 from toys import byte_tokenizer, frame, toy_llm, two_queries
@@ -40,7 +41,7 @@ def kernel_scores(llm, query, texts, heads, **settings):
         settings.prompt,
         llm.encoder,
         document_order=settings.document_order,
-        document_attention=settings.document_attention,
+        numbered=PATTERNS[settings.document_attention].numbered,
         max_doc_tokens=settings.max_doc_tokens,
     )
     prompt = builder.build(query, [Candidate(text) for text in texts])
