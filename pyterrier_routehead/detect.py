@@ -148,6 +148,7 @@ class CoReHeadReranker(_DetectedHeadReranker):
     by the softmax probability, at a temperature, that it gives a relevant document among the non-relevant candidates of
     its list, on average over the queries. Ranking is then that of :class:`StaticHeadReranker` with the best k heads,
     with the same columns, and no layer above the deepest of them is run. Both also work on frames with head scores.
+    ``paper_settings("core-detection")`` has the spans of CoRe's own detection, one token shorter than its ranking's.
 
     After ``fit``, ``head_set_`` is a :class:`HeadSet` of all heads in order, to be saved and shared; ``k`` and
     ``max_layer`` may be changed without a pass over the data.
