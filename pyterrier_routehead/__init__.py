@@ -39,6 +39,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``llm``                  `FrozenLLM`: the frozen model, run up to the deepest head that is needed
 ``scores``               `ListScores`: head scores of one list, as numbers
 ``kernel``               head scores of candidate lists
+``entries``              files of a store, and what is checked when one is read
 ``store``                `HeadScoreStore`: head scores on disk
 ``reading``              what a vector of head scores speaks of
 ``saving``               artifacts as folders, written whole or not at all and read with everything checked

@@ -61,7 +61,7 @@ def _refusal(tokenizer: "PreTrainedTokenizerBase", what: str) -> str:
 
 
 def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _later_header(tokenizer: "PreTrainedTokenizerBase", control_strings: re.Pattern[str]) -> str | None:

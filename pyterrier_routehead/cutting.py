@@ -56,15 +56,10 @@ class FirmBorders:
             count: how many tokens are wanted.
         """
         tokens, offsets = encoding.tokens, encoding.offsets
-        unknown = self._tokenizer.backend_tokenizer.model.unk_token
         for at in range(max(start + count, 1), len(tokens)):
-            border = offsets[at - 1][1]
-            if border > offsets[at][0] or tokens[at - 1] == unknown:  # inside a character, or a run of unknown
-                continue
-            if not self._is_behind(text, border):
+            if not self._is_behind(text, offsets[at - 1][1]):
                 return False  # nor will a later one be
-            blank_on_both_sides = border > 0 and _kind(text[border - 1]) == _kind(text[border]) == "Z"
-            if not blank_on_both_sides and not self._is_crossed(tokens, at):
+            if not self._is_crossed(tokens, at):
                 return True
         return False
 

@@ -23,11 +23,11 @@ class UnsupportedArchitectureError(ValueError):
 
 
 class ArtifactError(ValueError):
-    """A saved head set or router that cannot be read; the message names the file."""
+    """A head set or router that cannot be read, written or packed; the message names the file."""
 
 
 class StoreError(ValueError):
-    """A store of head scores, or a file in one, that cannot be read; the message names it."""
+    """A store of head scores, or a file in one, that cannot be read or written; the message names it."""
 
 
 class MismatchError(ValueError):

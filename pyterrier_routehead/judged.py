@@ -99,6 +99,7 @@ def read_judged(
     positions: int | None = None,
     query: bool = False,
     first_stage: bool = False,
+    part: str = "candidate",
     desc: str = "fit",
     verbose: bool | None = None,
 ) -> JudgedLists:
@@ -114,6 +115,7 @@ def read_judged(
             :func:`spread_positions`.
         query: whether queries are wanted.
         first_stage: whether the first stage's scores are wanted.
+        part: what the lists are called where none tells anything, such as ``"validation"``.
         desc: what the progress bar is called.
         verbose: whether there is one.
 
@@ -129,9 +131,10 @@ def read_judged(
             told.append((own, labels))
     if not told:
         raise ValueError(
-            f"none of the {len(found)} candidate lists has both a relevant and another candidate: "
+            f"none of the {len(found)} {part} lists has both a relevant and another candidate: "
             "do the qids and docnos of topics and qrels agree?"
         )
+    source.accept([own for own, _ in told])
     reading = source.reading(told[0][0])
     if check is not None:
         check(reading)

@@ -108,10 +108,13 @@ def get_recipe(recipe: str | Recipe) -> Recipe:
     """A recipe by name, or the function itself.
 
     Raises:
-        ValueError: for what is neither, listing the known names.
+        TypeError: for what is neither.
+        ValueError: for an unknown name, listing the known ones.
     """
     if callable(recipe):
         return recipe
+    if not isinstance(recipe, str):
+        raise TypeError(f"labels are the name of a recipe ({', '.join(RECIPES)}) or a function, got {recipe!r}")
     if recipe not in RECIPES:
         raise ValueError(f"there is no label recipe {recipe!r}; known: {', '.join(RECIPES)}; or give a function")
     return RECIPES[recipe]

@@ -84,7 +84,7 @@ def learn_router(
 ) -> LearntRouter:
     """Make pseudo labels of the training lists, train on them, and keep the epoch that ranks held-out lists best.
 
-    Warns where that is the router as it started: it has learnt nothing from the queries.
+    Warns where that is the router as it started, from the labels' frequencies: it has learnt nothing from the queries.
     """
     from .training import train as train_weights
 
@@ -100,6 +100,8 @@ def learn_router(
     )
     best = report["held-out nDCG@10"].idxmax()
     epoch = int(report["epoch"][best])
+    # A start by ridge regression has learnt from the queries already.
+    untaught = epoch == 0 and settings.start == "frequency"
     named = recipe if isinstance(recipe, str) else getattr(recipe, "__name__", "own")
     said = {
         "labels": named if settings.labels else None,
@@ -109,10 +111,10 @@ def learn_router(
         "left out": int(left_out),
         "distinct labels": int(table["heads"].nunique()),
         "epoch": epoch,
-        "kept its start": epoch == 0,
+        "kept its start": untaught,
         "held-out nDCG@10": float(report["held-out nDCG@10"][best]),
     }
-    if epoch == 0:
+    if untaught:
         warn(
             f"no epoch of training ranked the {len(held_out.lists)} held-out queries better than the router as it "
             f"started: it has learnt nothing from {len(train.lists)} training queries, and chooses nearly the same "

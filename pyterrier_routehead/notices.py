@@ -2,16 +2,15 @@
 
 import sys
 import warnings
-from pathlib import Path
 
-import pyterrier as pt
-
-_INSIDE = (str(Path(__file__).parent), str(Path(pt.__file__).parent))
+_INSIDE = (__package__, "pyterrier", "tqdm", "functools", "contextlib")
+"""Packages whose frames are none of the user's: ours, PyTerrier's, and what our calls go through."""
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the first line of the call stack outside of this package and of PyTerrier."""
+    """A UserWarning at the innermost line of the call stack that is the user's."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+    # By module, not by file: a dataclass's __init__ has no file.
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)

@@ -10,7 +10,7 @@ import numpy as np
 from .errors import NotFittedError
 from .evidence import list_evidence
 from .head_set import HeadSet
-from .heads import Head, HeadsLike, is_all, layers_needed, parse_heads
+from .heads import Head, HeadsLike, describe_heads, is_all, layers_needed, parse_heads
 from .query_encoder import QueryState
 from .registry import is_bundled, named_heads
 from .router import HeadRouter
@@ -254,3 +254,10 @@ class Unfitted:
     def refine(self, choice: Choice, own: QueryList, vectors: np.ndarray) -> Choice:
         """Refused."""
         raise NotFittedError(self.message)
+
+
+def shown_heads(heads: HeadsLike | HeadSet) -> str:
+    """A few words on what a transformer was given as heads, for its repr."""
+    if isinstance(heads, str) and _NAMED.fullmatch(heads):
+        return repr(heads)
+    return describe_heads(heads.ranking.heads if isinstance(heads, HeadSet) else heads)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .arguments import check_choice, check_text
 from .default_model import DEFAULT_MODEL, names_packaged_gguf, packaged_gguf
 from .head_set import HeadSet
 from .published import PUBLISHED, published_heads
@@ -89,8 +90,10 @@ def named_heads(method: str, name: str, document_attention: str = "listwise") ->
         document_attention: for bundled sets, since the heads that rank well differ.
 
     Raises:
-        ValueError: for an unknown name, listing the known ones.
+        TypeError: for a name that is no string.
+        ValueError: for an unknown name, listing the known ones; or a bundled set that is not there for this pattern.
     """
+    check_choice("method", method, tuple(_CRITERION))
     own = _find(method, name, document_attention)
     if own.origin == "bundled":
         return _bundled_set(_CRITERION[method], document_attention)
@@ -105,7 +108,7 @@ def named_router(name: str, document_attention: str = "listwise") -> HeadRouter:
 
 def is_bundled(method: str, name: str) -> bool:
     """Whether what has this name came with the package."""
-    return any(own.origin == "bundled" for own in _named() if (own.method, own.name) == (method, name))
+    return any(own.origin == "bundled" for own in _named() if (own.method, own.name) == (method, _short(method, name)))
 
 
 def how_to_get_heads(method: str) -> str:
@@ -127,14 +130,21 @@ def is_bundled_model(name: str) -> bool:
 
 
 def _find(method: str, name: str, document_attention: str) -> Named:
+    check_text("name", name)
+    check_choice("document_attention", document_attention, _PATTERNS)
     named = {own.name: own for own in _named() if own.method == method}
-    own = named.get(name.removeprefix(f"{method}-").removeprefix("nq-"))
+    own = named.get(_short(method, name))
     if own is None:
         raise ValueError(f"{_RERANKERS[method]} knows no {name!r}: {', '.join(map(repr, named))}")
     if own.origin == "bundled" and document_attention not in own.document_attention:
         has = " and ".join(own.document_attention) or "nothing"
         raise ValueError(f"{name!r} of {_RERANKERS[method]} is there for {has}, not for {document_attention!r}")
     return own
+
+
+def _short(method: str, name: str) -> str:
+    """A name without its method and without the data that QRHead's lists are on unless another is named."""
+    return name.removeprefix(f"{method}-").removeprefix("nq-")
 
 
 @cache

@@ -4,9 +4,9 @@ from dataclasses import KW_ONLY, dataclass
 
 from .arguments import check_flag
 from .head_set import HeadSet
-from .heads import HeadsLike, describe_heads, kept_heads
+from .heads import HeadsLike, kept_heads
 from .options import shown_depth
-from .policy import FixedHeads, HeadPolicy
+from .policy import FixedHeads, HeadPolicy, shown_heads
 from .reading import ReadingSettings
 from .reranker import HeadReranker
 
@@ -39,7 +39,7 @@ class StaticHeadReranker(HeadReranker):
         super().__post_init__()
 
     def __repr__(self) -> str:
-        return f"StaticHeadReranker({describe_heads(self.heads)}{shown_depth(self)})"
+        return f"StaticHeadReranker({shown_heads(self.heads)}{shown_depth(self)})"
 
     def _policy(self, document_attention: str) -> HeadPolicy:
         return FixedHeads.of(

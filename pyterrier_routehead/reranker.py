@@ -60,7 +60,7 @@ class HeadReranker(ReadsLists):
         """For each row the new score, and the choice of heads that gave it; None below the depth."""
         self._check()
         policy = self._policy(self._pattern(inp))
-        source = self._source(inp, policy)
+        source = self._scores(inp, policy)
         scores, choices = np.zeros(len(inp)), object_column(len(inp))
         if len(inp):
             if isinstance(policy, Unfitted):
@@ -82,13 +82,14 @@ class HeadReranker(ReadsLists):
                     return reading.settings.document_attention
         return self.document_attention or "listwise"
 
-    def _source(self, inp: pd.DataFrame, policy: HeadPolicy, *, by_head: bool = False) -> ScoreSource:
+    def _scores(self, inp: pd.DataFrame, policy: HeadPolicy, *, by_head: bool = False) -> ScoreSource:
         """Where a frame's head scores come from; refuses one that has neither scores nor text. Loads nothing yet."""
+        check_columns(inp, _USED)  # and columns of several levels, in which nothing can be found
         weighed = ["score"] if self._weighs(policy) else []
         beside = ["query"] * policy.needs_query + ["hidden_state"] * policy.needs_hidden_state
         title = used_title_field(inp.columns, self.title_field, self.text_field)
         text = ["query", self.text_field, *([] if title is None else [title])]
-        check_columns(inp, [*_USED, *text])
+        check_columns(inp, text)
         with pt.validate.any(inp, context=self) as mode:
             mode.result_frame(["head_scores", "head_reading", *beside, *weighed], mode="vectors")
             # Vectors that lost their reading must not be passed over in silence.
@@ -123,7 +124,7 @@ class HeadReranker(ReadsLists):
     def _accept(self, reading: Reading, policy: HeadPolicy) -> None:
         """Refuse head scores that were read otherwise than set by hand, or that the heads are not for."""
         reading.check_settings(self._given())
-        if self.title_field != "auto" and (self.title_field is None) != (reading.title_field is None):
+        if self.title_field not in ("auto", reading.title_field):
             raise MismatchError(
                 f"title_field={self.title_field!r} was asked for, but head_scores was read with "
                 f"title_field={reading.title_field!r}"
@@ -133,6 +134,7 @@ class HeadReranker(ReadsLists):
         if policy.head_set is not None:
             check_model(policy, reading.model)
             policy.head_set.check_settings(reading.settings, allow_mismatch=policy.allow_mismatch)
+            reading.columns(policy.heads)  # also those that only another query's list will be ranked by
 
     def _embedding_model(self, reading: Reading, layers: int) -> FrozenLLM:
         """The model of a reading, to embed queries with."""

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .arguments import check_choice, check_flag, check_share, check_whole
+from .arguments import check_choice, check_flag, check_share, check_text, check_whole
 from .criteria import get_criterion
 from .detect import check_max_layer, within
 from .frames import object_column, with_ranking
@@ -139,11 +139,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         return with_ranking(inp, scores, {"routed_heads": column})
 
     def _policy(self, document_attention: str) -> HeadPolicy:
-        router, bundled = self.router, False
-        if isinstance(router, str):
-            router, bundled = named_router(router, document_attention), is_bundled("route", router)
-        elif router is None:
-            router = self.__dict__.get("router_")
+        router = self._used_router(document_attention)
         if router is None:
             return Unfitted(
                 f"RouteHeadReranker has no router yet: {how_to_get_heads('route')}",
@@ -152,11 +148,6 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
                 needs_first_stage=self.evidence,
             )
         selection = self._selection(router.selection)
-        if router.selection.by_logits != selection.by_logits:
-            raise ValueError(
-                f"the router was fitted with weighting={router.selection.weighting!r}; with {selection.weighting!r} "
-                "its logits mean something else: fit again"
-            )
         if selection != router.selection:
             router = router.with_selection(selection)
         learnt_with = router.report.get("first stage's weight", self.first_stage_weight)
@@ -165,34 +156,55 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
                 f"the router's weights were learnt for first_stage_weight={learnt_with:g}, not "
                 f"{self.first_stage_weight:g}"
             )
+        bundled = isinstance(self.router, str) and is_bundled("route", self.router)
         return RoutedHeads(router, bundled, self.allow_mismatch)
+
+    def _used_router(self, document_attention: str) -> HeadRouter | None:
+        """The router that was given, named or fitted."""
+        if isinstance(self.router, str):
+            return named_router(self.router, document_attention)
+        return self.__dict__.get("router_") if self.router is None else self.router
 
     def _selection(self, made_with: Selection | None = None) -> Selection:
         """How heads are chosen: as set here, else as a router was made to."""
         given = {name: getattr(self, name) for name in _CHOOSING if getattr(self, name) is not None}
-        return replace(made_with or Selection(), **given)
+        own = made_with or Selection()
+        if self.max_heads is not None and self.min_heads is None:
+            most = check_whole("max_heads", self.max_heads, what="number of heads")
+            if most < own.min_heads:
+                raise ValueError(
+                    f"max_heads={most} is below the min_heads={own.min_heads} that the router was made with: "
+                    "set min_heads too"
+                )
+        found = replace(own, **given)
+        if made_with is not None and found.by_logits != made_with.by_logits:
+            raise ValueError(
+                f"the router was fitted with weighting={made_with.weighting!r}; with {found.weighting!r} "
+                "its logits mean something else: fit again"
+            )
+        return found
 
     def _check(self) -> ReadingSettings:
         check_whole("pool_size", self.pool_size, what="number of heads")
         check_max_layer(self.max_layer)
         get_recipe(self.labels)
         if self.layer is not None:
-            check_whole("layer", self.layer, least=0, what="number of a layer")
+            check_whole("layer", self.layer, least=0)
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("source", self.source, SOURCES)
         for name in ("evidence", "routed_heads", "allow_mismatch"):
             check_flag(name, getattr(self, name))
-        self._selection()
-        check_share("hold_out", self.hold_out, inside=True)
-        check_whole("seed", self.seed, least=0)
-        TrainingSettings.of(self.training, seed=self.seed, by_logits=self._selection().by_logits)
         if self.router is not None and not isinstance(self.router, HeadRouter | str):
             raise TypeError(f"router is a HeadRouter, the name of one or None, got {type(self.router).__name__}")
         settings = super()._check()
-        if self.router is not None:
-            pattern = self.document_attention or "listwise"
-            router = named_router(self.router, pattern) if isinstance(self.router, str) else self.router
-            self._selection(router.selection)
+        router = self._used_router(self.document_attention or "listwise")
+        selection = self._selection(None if router is None else router.selection)
+        check_share("hold_out", self.hold_out, inside=True)
+        check_whole("seed", self.seed, least=0)
+        TrainingSettings.of(self.training, seed=self.seed, by_logits=selection.by_logits)
+        if self.detection_data is not None:
+            check_text("detection_data", self.detection_data)
+        if router is not None:
             settings = self._settings(RoutedHeads(router))
         if settings.token_filter == "sum":
             raise ValueError("token_filter='sum' has no scores per head to route over: use 'head' or 'none'")
@@ -232,11 +244,11 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             raise ValueError("source='tail' needs the column 'hidden_state': fit behind an AttentionHeadScorer")
         selection = self._selection()
         settings = TrainingSettings.of(self.training, seed=self.seed, by_logits=selection.by_logits)
-        source, judged = self._judged(topics_or_res_tr, qrels_tr)
+        source, judged = self._judged(topics_or_res_tr, qrels_tr, "training")
         if topics_or_res_va is None:
             held_source, (held, lists) = source, self._held_out(judged.lists)
         else:
-            held_source, valid = self._judged(topics_or_res_va, qrels_va)
+            held_source, valid = self._judged(topics_or_res_va, qrels_va, "validation")
             judged.check_like(valid)
             held, lists = valid.lists, judged.lists
         if len(lists) < 2:
@@ -270,14 +282,14 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         self.router_ = learnt.router
         return self
 
-    def _judged(self, frame: pd.DataFrame, qrels: pd.DataFrame) -> tuple[ScoreSource, JudgedLists]:
+    def _judged(self, frame: pd.DataFrame, qrels: pd.DataFrame, part: str) -> tuple[ScoreSource, JudgedLists]:
         policy = FixedHeads(
             "all",
             needs_query=self.source == "query",
             needs_hidden_state=self.source == "tail",
             needs_first_stage=self.evidence,
         )
-        source = self._source(frame, policy, by_head=True)
+        source = self._scores(frame, policy, by_head=True)
 
         def check(reading: Reading) -> None:
             check_calibration([get_criterion("ndcg@10")], reading.settings)
@@ -291,6 +303,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             check=check,
             query=policy.needs_query,
             first_stage=self._weighs(policy),
+            part=part,
             desc="RouteHeadReranker.fit",
             verbose=self.verbose,
         )

@@ -315,7 +315,8 @@ class HeadRouter(SharedArtifact):
         )
 
     def __repr__(self) -> str:
-        return f"<HeadRouter over {len(self.pool)} heads of {self.pool.model.name}>"
+        told = ", kept its start: nearly the same heads for every query" if self.report.get("kept its start") else ""
+        return f"<HeadRouter over {len(self.pool)} heads of {self.pool.model.name}{told}>"
 
 
 def _read_weights(file: Path, sha256: str | None) -> dict[str, np.ndarray]:

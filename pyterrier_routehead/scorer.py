@@ -17,9 +17,9 @@ from .frames import (
     used_title_field,
 )
 from .head_set import HeadSet
-from .heads import HeadsLike, describe_heads, kept_heads
+from .heads import HeadsLike, kept_heads
 from .options import ReadsLists, shown_depth
-from .policy import FixedHeads
+from .policy import FixedHeads, shown_heads
 from .progress import with_progress
 from .reader import ListReader
 from .reading import ReadingSettings
@@ -64,6 +64,7 @@ class AttentionHeadScorer(ReadsLists):
 
     Raises:
         ListTooLongError: naming the qid, for a list beyond the model's context.
+        MismatchError: for another model than the head set's.
         TypeError: naming column, qid and docno of a value that is no text, or no id.
         ValueError: naming a column that stands twice, or column and qid of what is missing.
     """
@@ -83,7 +84,7 @@ class AttentionHeadScorer(ReadsLists):
         super().__post_init__()
 
     def __repr__(self) -> str:
-        return f"AttentionHeadScorer({describe_heads(self.heads)}{shown_depth(self)})"
+        return f"AttentionHeadScorer({shown_heads(self.heads)}{shown_depth(self)})"
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Add the vectors; see the class."""
@@ -134,6 +135,12 @@ class AttentionHeadScorer(ReadsLists):
         asked = {"head_scores_raw": self.raw, "features": self.features, "hidden_state": len(self._layers()) > 0}
         return ["head_scores", "head_reading", *(name for name, wanted in asked.items() if wanted)]
 
+    def _chosen(self) -> tuple[HeadsLike, HeadSet | None]:
+        """The heads to read, and the set that they are of, if any."""
+        if isinstance(self.heads, HeadSet):
+            return self.heads.ranking.heads, self.heads
+        return self.heads, None
+
     def _layers(self) -> tuple[int, ...]:
         layers = self.hidden_layers
         if layers is None:
@@ -149,7 +156,10 @@ class AttentionHeadScorer(ReadsLists):
         super()._check()
         settings = self._settings(self._policy())
         if settings.token_filter == "sum":
-            raise ValueError("token_filter='sum' filters after summing heads, so it does not exist for single heads")
+            raise ValueError(
+                "token_filter='sum' filters after summing heads, so it does not exist for single heads: "
+                "give token_filter='head'"
+            )
         if self.features and self.depth is not None:
             raise ValueError("features=True needs a vector in every row: cut the list before the scorer, not by depth")
         return settings

@@ -72,6 +72,9 @@ class ScoreSource(Protocol):
     def lists(self, depth: int | None, *, query: bool, first_stage: bool) -> list[QueryList]:
         """The frame's lists, down to a depth, with query and first stage's scores where they are wanted."""
 
+    def accept(self, lists: Sequence[QueryList]) -> None:
+        """Refuse scores that must not be used here, before any are read."""
+
     def embed(self, own: QueryList, state: QueryState) -> np.ndarray:
         """The hidden state that stands for a query, float32 [hidden size]."""
 
@@ -118,11 +121,15 @@ class FrameSource:
 
     def _list(self, own: CandidateRows, depth: int | None, query: bool, first_stage: bool) -> QueryList:
         readings, _ = vector_rows(self.frame, own)
-        for reading in readings:
-            if id(reading) not in self._accepted:
-                self._accepted[id(reading)] = reading
-                self._accept(reading)
         return query_list(self.frame, own, len(readings[:depth]), query=query, first_stage=first_stage)
+
+    def accept(self, lists: Sequence[QueryList]) -> None:
+        """Every reading that the lists' vectors have."""
+        for own in lists:
+            for reading in self.frame["head_reading"].iloc[own.rows]:
+                if id(reading) not in self._accepted:
+                    self._accept(reading)
+                    self._accepted[id(reading)] = reading
 
     def reading(self, own: QueryList) -> Reading:
         """What the vectors of a list's first candidate speak of."""
@@ -232,6 +239,9 @@ class TextSource:
             query_list(self.frame, own, len(own.rows[:depth]), query=True, first_stage=first_stage)
             for own in candidate_lists(self.frame)
         ]
+
+    def accept(self, lists: Sequence[QueryList]) -> None:
+        """Text can always be read."""
 
     def embed(self, own: QueryList, state: QueryState) -> np.ndarray:
         """From the query by itself."""

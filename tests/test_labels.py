@@ -147,6 +147,13 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones():
         make_labels("serach", SPECIFIC, 2)
 
 
+@pytest.mark.parametrize("wrong", [5, None, ["search"], {"search": 1}], ids=repr)
+def test_f23_a_recipe_is_a_name_or_a_function(wrong):
+    message = r"^labels are the name of a recipe \(search, search\+prior, shrunk, utility\) or a function, got "
+    with pytest.raises(TypeError, match=message):
+        make_labels(wrong, SPECIFIC, 2)
+
+
 # Halves
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import re
 from dataclasses import asdict, fields, replace
 from importlib.metadata import entry_points
 from itertools import combinations
@@ -22,7 +23,7 @@ from pyterrier_routehead.labels import make_labels
 from pyterrier_routehead.query_encoder import QueryState
 from pyterrier_routehead.reading import ModelIdentity
 from pyterrier_routehead.router import EVIDENCE_NAMES, WEIGHT_NAMES, choose
-from pyterrier_routehead.search import PaddedLists, list_ndcg, standardised_lists
+from pyterrier_routehead.search import PaddedLists, list_ndcg, own_ideal, standardised_lists
 from pyterrier_routehead.training import RoutingData, _Router, ridge_regression, train
 from pyterrier_routehead.training_settings import FOR_LOGITS, TrainingSettings
 
@@ -198,19 +199,82 @@ def test_a_router_routes_by_its_selection():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"threshold": 1.5}, "threshold is a probability, got 1.5"),
-        ({"threshold": -0.1}, "threshold is a probability"),
-        ({"threshold": float("nan")}, "threshold is a probability, got nan"),
-        ({"unsure": 2}, "unsure is a probability, got 2"),
-        ({"min_heads": 0}, "1 <= least <= most; got 0, 8"),
-        ({"max_heads": 0}, "1 <= least <= most; got 1, 0"),
-        ({"min_heads": 3, "max_heads": 2}, "1 <= least <= most; got 3, 2"),
-        ({"static_heads": -1}, "static_heads is a number of heads from 0, got -1"),
+        ({"threshold": 1.5}, "threshold is a number from 0 to 1, got 1.5"),
+        ({"threshold": -0.1}, "threshold is a number from 0 to 1"),
+        ({"threshold": float("nan")}, "threshold is a number from 0 to 1, got nan"),
+        ({"unsure": 2}, "unsure is a number from 0 to 1, got 2"),
+        ({"min_heads": 0}, "min_heads is a whole number of heads from 1, got 0"),
+        ({"max_heads": 0}, "max_heads is a whole number of heads from 1, got 0"),
+        ({"min_heads": 3, "max_heads": 2}, r"min_heads is at most max_heads \(2\), got 3"),
+        ({"min_heads": 9}, r"min_heads is at most max_heads \(8\), got 9"),
+        ({"static_heads": -1}, "static_heads is a whole number of heads from 0, got -1"),
+        ({"weighting": "odd"}, "weighting is one of 'even', 'probability', 'logit', got 'odd'"),
     ],
 )
 def test_a_selection_that_cannot_be_is_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         Selection(**wrong)
+
+
+@pytest.mark.parametrize("wrong", ["2", None, True, [1], 1.5, 2.0], ids=repr)
+@pytest.mark.parametrize("name", ["min_heads", "max_heads", "static_heads"])
+def test_f23_numbers_of_heads_are_whole(name, wrong):
+    with pytest.raises(TypeError, match=rf"^{name} is a whole number of heads from \d, got {re.escape(repr(wrong))}$"):
+        Selection(**{name: wrong})
+
+
+@pytest.mark.parametrize("wrong", ["0.5", None, False, [0.5], 0.5j], ids=repr)
+@pytest.mark.parametrize("name", ["threshold", "unsure"])
+def test_f23_probabilities_are_numbers(name, wrong):
+    with pytest.raises(TypeError, match=f"^{name} is a number from 0 to 1, got {re.escape(repr(wrong))}$"):
+        Selection(**{name: wrong})
+
+
+@pytest.mark.parametrize("wrong", [None, 1, ["even"]], ids=repr)
+def test_f23_a_weighting_is_a_string(wrong):
+    with pytest.raises(TypeError, match=r"^weighting is one of 'even', 'probability', 'logit', got"):
+        Selection(weighting=wrong)
+
+
+def test_a_selection_holds_plain_numbers():
+    """They are written to files."""
+    own = Selection(np.float32(0.25), np.int64(2), np.int8(3), static_heads=np.uint8(1), unsure=1)
+    assert [type(value) for value in asdict(own).values()] == [float, int, int, str, int, float]
+    assert own == Selection(0.25, 2, 3, static_heads=1, unsure=1.0)
+
+
+def test_early_names_of_the_numbers_of_heads_are_read():
+    said = {"threshold": 0.25, "least": 2, "most": 3, "weighting": "even", "static_heads": 0, "unsure": 0.0}
+    assert Selection.from_json(said) == Selection(0.25, 2, 3)
+    now = asdict(Selection(0.25, 2, 3))
+    assert set(now) == {"threshold", "min_heads", "max_heads", "weighting", "static_heads", "unsure"}
+    assert Selection.from_json(now) == Selection(0.25, 2, 3)
+
+
+def test_another_selection_is_another_router_of_the_same_weights():
+    router = some_router(evidence=True)
+    other = router.with_selection(Selection(max_heads=1))
+    assert router.selection == Selection()
+    assert other.selection == Selection(max_heads=1)
+    assert (other.pool, other.state, other.report) == (router.pool, router.state, router.report)
+    state, told = some_inputs()
+    np.testing.assert_array_equal(other.logits(state, told), router.logits(state, told))
+    assert (other.route(state, told) > 0).sum() == 1
+    same_routers(other.with_selection(router.selection), router)
+
+
+def test_f7_a_router_that_kept_its_start_says_so(tmp_path):
+    plain = "<HeadRouter over 3 heads of no/such-model>"
+    assert repr(some_router()) == plain
+    for kept, shown in (
+        (False, plain),
+        (True, "<HeadRouter over 3 heads of no/such-model, kept its start: nearly the same heads for every query>"),
+    ):
+        router = HeadRouter.of(
+            some_pool(), some_weights(), state=QueryState(2), report={"epoch": 0, "kept its start": kept}
+        )
+        assert repr(router) == repr(router.save(tmp_path / str(kept))) == shown
+        assert repr(router.with_selection(Selection(max_heads=2))) == shown
 
 
 # Weights
@@ -343,8 +407,8 @@ def write(name, content):
         (write("router.safetensors", b"\1" * 100), "/router.safetensors is no readable router: it is damaged"),
         (lambda folder: (folder / "router.safetensors").unlink(), "/router.safetensors cannot be read: No such"),
         (changed(format=3), "/router.json is no readable router: its format is 3, this version reads 1 and 2"),
-        (changed(selection={"threshold": 3}), "/router.json is no readable router: selection lacks least, most"),
-        (changed(selection=asdict(Selection()) | {"threshold": 3}), "/router.json .*threshold is a probability, got 3"),
+        (changed(selection={"threshold": 3}), "/router.json is no readable router: selection lacks min_heads, "),
+        (changed(selection=asdict(Selection()) | {"threshold": 3}), "/router.json .*a number from 0 to 1, got 3"),
         (changed(selection={}), "/router.json is no readable router: selection lacks threshold"),
         (changed(selection={"colour": "red"}), "/router.json is no readable router: .*colour"),
         (changed(state={"layer": 1, "pooling": "max", "source": "query"}), "/router.json .*: pooling is one of"),
@@ -718,9 +782,8 @@ def test_the_ranking_loss_takes_lists_of_unlike_lengths():
     data = planted(10, 30)
     there = np.ones_like(data.lists.there)
     there[::2, 8:] = False
-    lists = PaddedLists(
-        data.lists.scores * there[..., None], np.where(there, data.lists.gains, 0), there
-    )
+    gains = np.where(there, data.lists.gains, 0)
+    lists = PaddedLists(data.lists.scores * there[..., None], gains, there, own_ideal(gains))
     data = with_labels(RoutingData(data.states, lists))
     weights, report = train(data, VALID, LEARNT, TrainingSettings(epochs=3, ranking=1.0))
     assert np.isfinite(report.to_numpy()).all()
@@ -801,7 +864,7 @@ def signed_lists(seed, count=200, documents=8):
     scores[:, :, 0] = 1e-4 * (gains * 2 + shared)
     scores[:, :, 2] = 1e-2 * shared
     states = generator.normal(size=(count, HIDDEN)).astype(np.float32)
-    lists = PaddedLists(scores, gains, np.ones_like(gains, dtype=bool))
+    lists = PaddedLists(scores, gains, np.ones_like(gains, dtype=bool), own_ideal(gains))
     return RoutingData(states, lists, None, np.zeros((count, 8)))
 
 
@@ -883,10 +946,11 @@ def test_ridge_keeps_what_the_query_adds_small():
 
 def test_padding_has_no_part_in_the_ranking_loss():
     data = signed_lists(0, 30)
-    padded = PaddedLists(*(
+    scores, gains, there = (
         np.concatenate([own, np.full_like(own[:, :3], fill)], axis=1)
         for own, fill in ((data.lists.scores, 0), (data.lists.gains, 0), (data.lists.there, False))
-    ))
+    )
+    padded = PaddedLists(scores, gains, there, data.lists.ideal)
     settings = replace(ON_RANKING, epochs=3)
     for selection in (LOGITS, Selection(weighting="probability", min_heads=8)):
         one, _ = train(data, signed_lists(1), selection, settings)
@@ -943,21 +1007,48 @@ def test_a_planted_rule_is_learnt_from_the_ridge_regression():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"start": "warm"}, "start is 'frequency' or 'ridge', got 'warm'"),
+        ({"start": "warm"}, "start is one of 'frequency', 'ridge', got 'warm'"),
         ({"epochs": -1}, "epochs is a whole number from 0, got -1"),
-        ({"patience": 0.5}, "patience is a whole number from 0, got 0.5"),
         ({"batch_size": 0}, "batch_size is a whole number from 1, got 0"),
         ({"size": 0}, "size is a whole number from 1, got 0"),
         ({"dropout": 1.0}, "dropout is a share below 1, got 1.0"),
+        ({"sparsity": -0.5}, "sparsity is a number from 0, got -0.5"),
+        ({"learning_rate": float("inf")}, "learning_rate is a finite number, got inf"),
     ],
 )
 def test_settings_of_training_that_cannot_be_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         TrainingSettings(**wrong)
 
 
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainingSettings)])
+def test_f23_settings_of_training_of_another_type_are_refused(name):
+    wrong = [True, [1], "3", None]
+    if name in ("size", "batch_size", "epochs", "patience", "seed"):
+        wrong.append(2.0)
+    for value in wrong:
+        if name == "target_size" and value is None:
+            continue
+        if name == "start" and value == "3":
+            continue
+        with pytest.raises(TypeError, match=f"^{name} is .*, got {re.escape(repr(value))}$"):
+            TrainingSettings(**{name: value})
+
+
+def test_f23_unknown_settings_of_training_list_the_known_ones():
+    with pytest.raises(TypeError, match=r"^training has no setting 'lr': start, size, dropout, .*, seed$"):
+        TrainingSettings.of({"epochs": 3, "lr": 0.1}, seed=0, by_logits=False)
+    with pytest.raises(TypeError, match=r"^training is a mapping of settings by name, got 'epochs'$"):
+        TrainingSettings.of("epochs", seed=0, by_logits=False)
+    own = TrainingSettings.of({"epochs": 3}, seed=5, by_logits=False)
+    assert own == TrainingSettings(epochs=3, seed=5)
+    assert TrainingSettings.of({"seed": 6, "ridge": 2.0}, seed=5, by_logits=True) == TrainingSettings(
+        **FOR_LOGITS | {"seed": 6, "ridge": 2.0}
+    )
+
+
 def test_a_list_that_all_heads_score_alike_does_not_spoil_training():
-    lists = PaddedLists(TRAIN.lists.scores.copy(), TRAIN.lists.gains, TRAIN.lists.there)
+    lists = replace(TRAIN.lists, scores=TRAIN.lists.scores.copy())
     lists.scores[0] = 0
     _, report = train(replace(TRAIN, lists=lists), VALID, LEARNT, TrainingSettings(epochs=2))
     assert np.isfinite(report.to_numpy()).all()

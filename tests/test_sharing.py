@@ -11,7 +11,7 @@ import pytest
 import requests
 from lz4.frame import LZ4FrameFile
 
-from pyterrier_routehead import ArtifactError, Detection, HeadRouter, HeadSet, ReadingSettings, shipped_router
+from pyterrier_routehead import ArtifactError, Detection, HeadRouter, HeadSet, ReadingSettings, named_router
 from pyterrier_routehead.reading import ModelIdentity
 
 FOUND = Detection("core", {"temperature": 0.1, "calibrated": False}, "some train <a>", 12, "a paper", "a note")
@@ -85,7 +85,7 @@ def test_f26_the_card_says_what_the_set_knows(hub):
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_f26_a_router_is_uploaded_with_what_it_knows(saved, hub, tmp_path):
-    router = shipped_router()
+    router = named_router("smollm2-135m")
     own = router if saved else router.with_selection(router.selection)
     own.to_hf("me/router")
     card = (hub / "README.md").read_text()
@@ -104,7 +104,7 @@ def test_f26_a_router_is_uploaded_with_what_it_knows(saved, hub, tmp_path):
     assert found.report == router.report
 
 
-@pytest.mark.parametrize("own", [some_set(), shipped_router()], ids=["set", "router"])
+@pytest.mark.parametrize("own", [some_set(), named_router("smollm2-135m")], ids=["set", "router"])
 def test_f26_the_code_of_the_card_is_python(own):
     code = own._usage("load()")
     compile(code, "card", "exec")
@@ -138,7 +138,7 @@ def test_f26_zenodos_form_says_the_same(monkeypatch):
 
 
 def test_f26_a_package_of_what_was_never_saved_needs_a_path(tmp_path):
-    for own in (some_set(), shipped_router().with_selection(shipped_router().selection)):
+    for own in (some_set(), named_router("smollm2-135m").with_selection(named_router("smollm2-135m").selection)):
         with pytest.raises(ArtifactError, match=r"lies in no folder: give package_path, or use what save\(path\)"):
             own.build_package()
         with pytest.raises(ArtifactError, match=r"lies in no folder: use what save\(path\) returns"):
