@@ -1,6 +1,7 @@
 """One re-ranker object used by many threads at once ranks as it does for one."""
 
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -131,9 +132,10 @@ def test_f1_threads_open_a_named_model_once(rerankers, tmp_path, monkeypatch):
     of = FrozenLLM.of
 
     def spy(*args, **options):
-        made = of(*args, **options)
-        if options:  # not the check of arguments
-            opened.add(made)
+        if not options:  # the check of arguments
+            return of(*args)
+        time.sleep(0.01)  # others come meanwhile
+        opened.add(made := of(*args, **options))
         return made
 
     monkeypatch.setattr(FrozenLLM, "of", spy)
