@@ -123,8 +123,9 @@ def test_f1_many_threads_rank_texts_as_one_does(rerankers, llm, kind):
         pd.testing.assert_frame_equal(pd.concat(found), pd.concat(expected), check_exact=True)
 
 
+@pytest.mark.parametrize("inp", ["text", "vectors"])
 @pytest.mark.usefixtures("hasty")
-def test_f1_threads_open_a_named_model_once(rerankers, tmp_path, monkeypatch):
+def test_f1_threads_open_a_named_model_once(rerankers, scored, inp, tmp_path, monkeypatch):
     tiny_model("Llama", num_hidden_layers=2).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     reranker = rerankers["route"](llm=str(tmp_path / "model"))
@@ -139,7 +140,7 @@ def test_f1_threads_open_a_named_model_once(rerankers, tmp_path, monkeypatch):
         return made
 
     monkeypatch.setattr(FrozenLLM, "of", spy)
-    first, *others = ranked_at_once(reranker, LISTS[:1])
+    first, *others = ranked_at_once(reranker, (LISTS if inp == "text" else scored)[:1])
     assert len(opened) == 1
     for own in others:
         pd.testing.assert_frame_equal(own[0], first[0], check_exact=True)
