@@ -70,7 +70,8 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
         that was tried, and warns where nothing ranks better than all heads; ``token_filter="sum"``, which gives no
         scores per head, has no such table. Among equals, the lower temperature, then criteria in the order ndcg@10,
         mrr, qr-calibrated, qr and others, then calibrated scores, then the larger k is chosen: heads that rank well by
-        luck or by their place weigh less so. Lists without a relevant candidate, or with no other, tell nothing; they are not even read.
+        luck or by their place weigh less so. Lists without a relevant candidate, or with no other, tell nothing; they
+        are not even read.
 
         Args:
             topics_or_res_tr: candidates of the training queries, with text or head scores as for ``transform``. A
