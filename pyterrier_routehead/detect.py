@@ -81,7 +81,8 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
 
         Raises:
             ValueError: where no list tells anything, a query is in both parts, ``head_scores_raw`` or validation
-                queries are missing, or heads were given.
+                queries are missing, heads were given, or a criterion on calibrated scores meets ``calibrate=False``.
+            MismatchError: for head scores of another model, or read otherwise, than was asked for.
         """
         for name in ("head_set_", "validation_"):
             self.__dict__.pop(name, None)
