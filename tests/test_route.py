@@ -1,7 +1,11 @@
 """`RouteHeadReranker`: what it learns from, what it runs, and how it ranks, with tiny models."""
 
 import copy
+import inspect
 import pickle
+import re
+import warnings
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -954,12 +958,178 @@ def test_a_router_with_evidence_is_learnt(llm, scored, inp):
     assert np.isfinite(reranker(valid)["score"]).all()
 
 
+# How heads are chosen: arguments over what a router was made with
+
+
+def chosen(reranker, inp):
+    """The heads of each query."""
+    return reranker(inp).drop_duplicates("qid").set_index("qid")["routed_heads"]
+
+
+@pytest.mark.parametrize(
+    ("made_with", "given"),
+    [
+        ({}, {"max_heads": 1}),
+        ({"max_heads": 2}, {}),
+        ({"max_heads": 2}, {"max_heads": 4, "threshold": 0.0}),
+        ({"max_heads": 4, "min_heads": 3}, {"min_heads": 1, "max_heads": 1}),
+        ({"max_heads": 4, "min_heads": 3, "weighting": "probability"}, {"threshold": 0.0}),
+        ({"weighting": "probability"}, {"weighting": "even"}),
+        ({"weighting": "even"}, {"weighting": "probability"}),
+        ({"weighting": "logit", "max_heads": 2}, {"max_heads": 3}),
+        ({"static_heads": 2, "max_heads": 1}, {"static_heads": 0}),
+        ({"unsure": 1.0, "max_heads": 3}, {"unsure": 0.0}),
+        ({"unsure": 1.0, "max_heads": 3}, {"max_heads": 1}),
+    ],
+    ids=str,
+)
+def test_selection_arguments_override_those_of_a_given_router(llm, scored, made_with, given):
+    router = router_for(model_identity(llm), **made_with)
+    wanted = router.with_selection(Selection(**made_with | given))
+    by_hand = RouteHeadReranker(router, llm=llm, routed_heads=True, **given)
+    expected = RouteHeadReranker(wanted, llm=llm, routed_heads=True)
+    pd.testing.assert_frame_equal(by_hand(scored["valid"]), expected(scored["valid"]))
+    same_ranking(by_hand(VALID), expected(VALID))
+    assert router.selection == Selection(**made_with)  # that of the user's own object
+    if given and made_with.get("weighting") != "logit":
+        plain = RouteHeadReranker(router, llm=llm, routed_heads=True)
+        assert not by_hand(scored["valid"]).equals(plain(scored["valid"]))
+
+
+def test_a_routers_own_numbers_are_what_arguments_are_checked_against(llm, scored):
+    wide = router_for(model_identity(llm), max_heads=12)
+    widely = RouteHeadReranker(wide, min_heads=9, routed_heads=True, llm=llm)
+    assert chosen(widely, scored["valid"]).map(len).eq(4).all()  # the pool
+    narrow = router_for(model_identity(llm), max_heads=2)
+    with pytest.raises(ValueError, match=r"^min_heads is at most max_heads \(2\), got 3$"):
+        RouteHeadReranker(narrow, min_heads=3)
+    many = router_for(model_identity(llm), min_heads=3)
+    with pytest.raises(ValueError, match=r"^max_heads=2 is below the min_heads=3 that the router was made with: set"):
+        RouteHeadReranker(many, max_heads=2)
+    two = RouteHeadReranker(many, max_heads=2, min_heads=2, routed_heads=True, llm=llm)
+    assert chosen(two, scored["valid"]).map(len).eq(2).all()
+    for router, weighting in ((wide, "logit"), (router_for(model_identity(llm), weighting="logit"), "even")):
+        with pytest.raises(ValueError, match=f"with {weighting!r} its logits mean something else: fit again"):
+            RouteHeadReranker(router, weighting=weighting)
+
+
+def test_a_fitted_reranker_chooses_as_it_was_fitted_to(llm, scored):
+    reranker = RouteHeadReranker(llm=llm, routed_heads=True, **SMALL | {"max_heads": 12, "min_heads": 9})
+    reranker.fit(scored["train"], TRAIN_QRELS)
+    assert reranker.router_.selection == Selection(max_heads=12, min_heads=9)
+    expected = reranker(scored["valid"])
+    assert expected["routed_heads"].map(len).eq(6).all()  # the pool
+    reranker.max_heads = None  # as the router was made to
+    pd.testing.assert_frame_equal(reranker(scored["valid"]), expected)
+    reranker.max_heads, reranker.min_heads = 3, 1
+    assert reranker(scored["valid"])["routed_heads"].map(len).le(3).all()
+    assert reranker.router_.selection == Selection(max_heads=12, min_heads=9)
+
+
 def test_how_a_fitted_reranker_chooses_can_be_changed(fitted, scored):
     wide = copy.copy(fitted)
     wide.max_heads, wide.min_heads, wide.routed_heads = 5, 5, True
     assert wide(scored["valid"])["routed_heads"].map(len).eq(5).all()
     wide.max_heads, wide.min_heads = 1, 1
     assert wide(scored["valid"])["routed_heads"].map(len).eq(1).all()
+
+
+# A router that kept its start
+
+
+def kept_its_start(told):
+    return [one for one in told if "no epoch of training ranked" in str(one.message)]
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+def test_f7_a_router_that_kept_its_start_says_so(llm, scored):
+    reranker = RouteHeadReranker(llm=llm, **SMALL | {"training": {"epochs": 0}})
+    with pytest.warns(
+        UserWarning,
+        match="no epoch of training ranked the 3 held-out queries better than the router as it started: it has learnt "
+        "nothing from 11 training queries, and chooses nearly the same heads for every query",
+    ) as told:
+        reranker.fit(scored["train"], TRAIN_QRELS)
+    line = inspect.currentframe().f_lineno - 1
+    assert [(one.filename, one.lineno) for one in kept_its_start(told)] == [(__file__, line)]
+    assert reranker.router_.report["kept its start"] is True
+    assert reranker.router_.report["epoch"] == 0
+    assert repr(reranker.router_).endswith(", kept its start: nearly the same heads for every query>")
+
+
+@pytest.mark.parametrize("training", [{"epochs": 4, "learning_rate": 0.05}, {"epochs": 0, "start": "ridge"}], ids=str)
+def test_f7_a_router_that_has_learnt_says_nothing(llm, scored, training):
+    """By training, or by the ridge regression that it starts from."""
+    reranker = RouteHeadReranker(llm=llm, **SMALL | {"training": training, "labels": "search"})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        reranker.fit(scored["train"], TRAIN_QRELS)
+    assert not kept_its_start(told)
+    assert reranker.router_.report["kept its start"] is False
+    assert (reranker.router_.report["epoch"] > 0) == (training["epochs"] > 0)
+    assert "start" not in repr(reranker.router_)
+
+
+def test_f7_the_report_says_whether_the_best_epoch_is_the_first(llm, scored):
+    found = set()
+    for labels, seed in product(("search", "shrunk"), range(3)):
+        reranker = RouteHeadReranker(llm=llm, labels=labels, seed=seed, **SMALL)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            reranker.fit(scored["train"], TRAIN_QRELS)
+        kept = reranker.report_["held-out nDCG@10"].idxmax() == 0
+        assert reranker.router_.report["kept its start"] == bool(kept_its_start(told)) == kept
+        found.add(bool(kept))
+    assert found == {True, False}
+
+
+# Warnings point at the user's line
+
+
+def warned(match, run):
+    """Where the warning points that calling this leads to, beside where it should: at the line of the lambda."""
+    with pytest.warns(UserWarning, match=match) as told:
+        run()
+    (own,) = (one for one in told if re.search(match, str(one.message)))
+    return (own.filename, own.lineno), (__file__, run.__code__.co_firstlineno)
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+@pytest.mark.parametrize("verbose", [True, False])
+@pytest.mark.parametrize("piped", [True, False])
+def test_f31_warnings_point_at_the_users_line(llm, scored, verbose, piped, capsys):
+    router = router_for(model_identity(llm), max_heads=2)
+    weighed = HeadRouter.of(
+        router.pool, router.weights, state=router.state, selection=Selection(weighting="logit"),
+        report={"first stage's weight": 0.5},
+    )  # fmt: skip
+
+    def made(router, llm=llm, **given):
+        own = RouteHeadReranker(router, llm=llm, verbose=verbose, **given)
+        return pt.Transformer.identity() >> own if piped else own
+
+    overflowing, otherwise = made(router, toy_llm(context=420)), made(router, document_order="best_first")
+    unlike = made(weighed, first_stage_weight=2.0)
+    found, expected = warned("such lists are ranked in sliding windows", lambda: overflowing(LONG))
+    assert found == expected
+    found, expected = warned("document_order='best_first' instead of 'best_last'", lambda: otherwise(VALID))
+    assert found == expected
+    for inp in (VALID, scored["valid"]):
+        found, expected = warned("were learnt for first_stage_weight=0.5, not 2", lambda inp=inp: unlike(inp))
+        assert found == expected
+    if not piped:
+        fitting = RouteHeadReranker(llm=llm, verbose=verbose, **SMALL | {"training": {"epochs": 0}})
+        for inp in (TRAIN, scored["train"]):
+            found, expected = warned("it has learnt nothing", lambda inp=inp: fitting.fit(inp, TRAIN_QRELS))
+            assert found == expected
+    assert ("RouteHeadReranker" in capsys.readouterr().err) == verbose
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+def test_f31_a_pipelines_fit_warns_at_the_users_line(llm):
+    pipeline = AttentionHeadScorer(llm=llm) >> RouteHeadReranker(llm=llm, **SMALL | {"training": {"epochs": 0}})
+    found, expected = warned("it has learnt nothing", lambda: pipeline.fit(TRAIN, TRAIN_QRELS, VALID, VALID_QRELS))
+    assert found == expected
 
 
 # Sharing

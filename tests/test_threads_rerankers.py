@@ -1,6 +1,7 @@
 """One re-ranker object used by many threads at once ranks as it does for one."""
 
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -122,8 +123,9 @@ def test_f1_many_threads_rank_texts_as_one_does(rerankers, llm, kind):
         pd.testing.assert_frame_equal(pd.concat(found), pd.concat(expected), check_exact=True)
 
 
+@pytest.mark.parametrize("inp", ["text", "vectors"])
 @pytest.mark.usefixtures("hasty")
-def test_f1_threads_open_a_named_model_once(rerankers, tmp_path, monkeypatch):
+def test_f1_threads_open_a_named_model_once(rerankers, scored, inp, tmp_path, monkeypatch):
     tiny_model("Llama", num_hidden_layers=2).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     reranker = rerankers["route"](llm=str(tmp_path / "model"))
@@ -131,13 +133,14 @@ def test_f1_threads_open_a_named_model_once(rerankers, tmp_path, monkeypatch):
     of = FrozenLLM.of
 
     def spy(*args, **options):
-        made = of(*args, **options)
-        if options:  # not the check of arguments
-            opened.add(made)
+        if not options:  # the check of arguments
+            return of(*args)
+        time.sleep(0.01)  # others come meanwhile
+        opened.add(made := of(*args, **options))
         return made
 
     monkeypatch.setattr(FrozenLLM, "of", spy)
-    first, *others = ranked_at_once(reranker, LISTS[:1])
+    first, *others = ranked_at_once(reranker, (LISTS if inp == "text" else scored)[:1])
     assert len(opened) == 1
     for own in others:
         pd.testing.assert_frame_equal(own[0], first[0], check_exact=True)
