@@ -1,10 +1,13 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.stamp
+VENV_MIN := .venv-min
 TORCH := $(shell grep '^torch==' constraints.txt)
+# What is sensitive to the versions of other packages: models, frames, files, artifacts, loading.
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,architectures contract head_set loading router store transformers))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint clean
+.PHONY: help venv demo test test-slow test-min lint clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -29,9 +32,15 @@ test: lint  ## run ruff and the tests
 test-slow: $(STAMP)  ## run the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow
 
+test-min:  ## run the core tests at the oldest versions that setup.py accepts
+	$(PYTHON) -m venv $(VENV_MIN)
+	$(VENV_MIN)/bin/pip install -c constraints-min.txt $(TORCH)
+	$(VENV_MIN)/bin/pip install -c constraints-min.txt -e '.[gguf]' pytest hypothesis
+	$(VENV_MIN)/bin/python -m pytest $(CORE_TESTS)
+
 lint: $(STAMP)  ## run ruff only
 	$(VENV)/bin/ruff check .
 
 clean:  ## remove .venv, caches and build files
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_MIN) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,7 +4,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-GGUF = ["gguf", "accelerate>=1"]
+ACCELERATE = ["accelerate>=1.2.1"]
+GGUF = ["gguf>=0.10", *ACCELERATE]
+MULTI_GPU = ACCELERATE
+QUANTISED = ["bitsandbytes>=0.46.1", *ACCELERATE]
 PISA = ["pyterrier-pisa"]
 PLOTS = ["matplotlib"]
 LTR = ["lightgbm", "scikit-learn", "statsmodels"]
@@ -43,25 +46,29 @@ setup(
     },
     zip_safe=False,
     install_requires=[
-        "python-terrier",
+        # python-terrier is pyterrier's former name; before 1.0 both install the same files.
+        "python-terrier>=1.0",
         "pyterrier>=1.1",
         "torch>=2.6",
-        "transformers>=5",
-        "pandas>=2.2",
-        "numpy",
-        "scipy",
-        "safetensors",
-        "ir_datasets",
-        "ir_measures",
+        "transformers>=5.13",
+        "huggingface_hub>=1.5",
+        "pandas>=2.2.1",
+        "numpy>=1.26.4",
+        "scipy>=1.11.4",
+        "safetensors>=0.8",
+        "ir_datasets>=0.5.11",
+        "ir_measures>=0.4.1",
     ],
     extras_require={
         "gguf": GGUF,
+        "multi-gpu": MULTI_GPU,
+        "quantised": QUANTISED,
         "pisa": PISA,
         "plots": PLOTS,
         "ltr": LTR,
         "dev": [
-            "pytest>=8", "hypothesis", "ruff", "psutil", "bitsandbytes", "pyterrier-caching",
-            *GGUF, *PISA, *PLOTS, *LTR,
+            "pytest>=8", "hypothesis", "ruff", "psutil", "peft", "pyterrier-caching",
+            *GGUF, *MULTI_GPU, *QUANTISED, *PISA, *PLOTS, *LTR,
         ],
     },
 )

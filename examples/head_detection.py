@@ -43,6 +43,7 @@ from testbed import (
     add_test_arguments,
     clean_splits,
     experiment_arguments,
+    is_chosen,
     opened,
     print_by_collection,
     read_judged,
@@ -84,7 +85,7 @@ def detect(llm: FrozenLLM, reading: str, store: HeadScoreStore, args: argparse.N
         folder = args.output / "heads" / reading / name.replace(" ", "-")
         shutil.rmtree(folder, ignore_errors=True)
         method.head_set_.save(folder)
-        tried.append(method.validation_.assign(method=name, queries=args.valid))
+        tried.append(method.validation_.assign(method=name, queries=args.valid, chosen=is_chosen(method)))
     table = pd.concat(tried, ignore_index=True).round(4)
     table.to_csv(args.output / f"validation-{reading}.csv", index=False)
     stability(judged, qrels, reading, args.output)
@@ -161,7 +162,7 @@ def ship(llm: FrozenLLM, reading: str, store: HeadScoreStore, train: int, valid:
     single = QRHeadReranker(criterion="ndcg@10", detection_data=data)
     for method in (*cores, single):
         method.fit(*judged)
-    core = max(cores, key=lambda method: method.validation_["nDCG@10"].max())
+    core = max(cores, key=lambda method: method.validation_.loc[is_chosen(method), "nDCG@10"].item())
     for method in (core, single):
         found = method.head_set_
         folder = SHIPPED / f"{found.detection.criterion}-{reading}"
@@ -276,10 +277,13 @@ def known_seconds(results: Path) -> dict[tuple[str, int, str], float]:
 
 
 def chosen_k(reading: str, results: Path) -> set[str]:
-    """Each method with the k that was best on validation."""
+    """Each method with the k that was chosen on validation."""
     tried = pd.read_csv(results / f"validation-{reading}.csv")
-    best = tried.loc[tried.groupby("method")["nDCG@10"].idxmax()]
-    return {f"{method} {k}" for method, k in zip(best["method"], best["k"], strict=True)}
+    if "chosen" in tried:
+        best = tried[tried["chosen"]]
+    else:  # the committed tables are older: of equals, the first was chosen
+        best = tried.loc[tried.groupby("method")["nDCG@10"].idxmax()]
+    return {f"{method} {k:g}" for method, k in zip(best["method"], best["k"], strict=True)}
 
 
 def main() -> None:

@@ -4,9 +4,12 @@ Nothing here can be deployed; it says how much there is to route for. On half li
 query's candidates and judged on the other.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
+from pyterrier_routehead.judged import Judgements
 from pyterrier_routehead.labels import (
     RECIPES,
     best_heads,
@@ -23,17 +26,22 @@ POOL, MOST = 64, 8
 
 
 def judged_lists(frame: pd.DataFrame, qrels: pd.DataFrame) -> tuple[PaddedLists, list[str], list[str]]:
-    """Lists with a relevant and another candidate, over all heads, with their qids and queries."""
+    """Lists with a relevant and another candidate, over all heads, with their qids and queries.
+
+    Their nDCG@10 is against all judgements, as everywhere: relevant documents that are not among the candidates count.
+    """
+    judgements = Judgements(qrels)
     labels = frame[["qid", "docno"]].merge(qrels, on=["qid", "docno"], how="left")["label"].fillna(0).to_numpy()
-    scores, gains, qids, queries = [], [], [], []
+    scores, gains, ideal, qids, queries = [], [], [], [], []
     for qid, own in frame.assign(gain=np.maximum(labels, 0)).groupby("qid", sort=False):
         gain = own["gain"].to_numpy(dtype=float)
         if (gain > 0).any() and (gain == 0).any():
             scores.append(np.stack(own["head_scores"]).astype(np.float64))
             gains.append(gain)
+            ideal.append(judgements.ideal(qid))
             qids.append(qid)
             queries.append(own["query"].iloc[0])
-    return PaddedLists.of(scores, gains), qids, queries
+    return PaddedLists.of(scores, gains, ideal), qids, queries
 
 
 def pool_of(lists: PaddedLists) -> np.ndarray:
@@ -46,7 +54,7 @@ def shuffled(lists: PaddedLists, seed: int = 0) -> PaddedLists:
     rng, gains = np.random.default_rng(seed), lists.gains.copy()
     for own, there in zip(gains, lists.there, strict=True):
         own[there] = rng.permutation(own[there])
-    return PaddedLists(lists.scores, gains, lists.there)
+    return replace(lists, gains=gains)
 
 
 def label_quality(lists: PaddedLists) -> pd.DataFrame:
@@ -76,7 +84,7 @@ def ceilings(lists: PaddedLists, heads: np.ndarray, seed: int = 0) -> dict[str, 
     orders = rng.random((*lists.there.shape, lists.scores.shape[2]))
     single = list_ndcg(lists, lists.scores)
     own = lists.heads(heads)
-    random_heads = PaddedLists(rng.random(own.scores.shape), own.gains, own.there)
+    random_heads = replace(own, scores=rng.random(own.scores.shape))
     return {
         "lists": len(lists),
         "static 8": list_ndcg(own, own.scores[:, :, :MOST].sum(axis=2, keepdims=True))[:, 0].mean(),

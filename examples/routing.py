@@ -42,6 +42,7 @@ from testbed import (
     Collection,
     add_test_arguments,
     experiment_arguments,
+    is_chosen,
     opened,
     print_by_collection,
     read_judged,
@@ -158,7 +159,7 @@ def fit_all(
         keep(f"ICR{suffix}", "ICR", ICRReranker(first_stage_weight=weight))
         for name, method in static_methods(weight).items():
             method.fit(*judged, *held_out)
-            best = method.validation_.loc[method.validation_["nDCG@10"].idxmax()]
+            best = method.validation_[is_chosen(method)].iloc[0]
             said = {"k": best["k"], **({"t": best["temperature"]} if "temperature" in best else {})}
             keep(name + suffix, "static", method, " ".join(f"{key}={value:g}" for key, value in said.items()))
         trees, chosen = fit_lambda_mart(judged, held_out, bool(weight))

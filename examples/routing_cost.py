@@ -23,7 +23,7 @@ from pyterrier_routehead import (
     QRHeadReranker,
     RouteHeadReranker,
     StaticHeadReranker,
-    shipped_router,
+    named_router,
 )
 from pyterrier_routehead.query_encoder import encode_queries
 from pyterrier_routehead.router import Selection
@@ -42,8 +42,7 @@ def candidates(number: int) -> list[pd.DataFrame]:
 
 def routing(llm: FrozenLLM, reading: str, frames: list[pd.DataFrame]) -> dict[str, float]:
     """Time of a router that takes 8 heads over that of the same 8 heads without it, and of the router by itself."""
-    shipped = shipped_router(reading)
-    always = shipped.with_selection(Selection(min_heads=8, max_heads=8))
+    always = named_router("smollm2-135m", reading).with_selection(Selection(min_heads=8, max_heads=8))
     shared = {"llm": llm, "document_attention": reading, "title_field": "title"}
 
     def ratios(frame: pd.DataFrame) -> tuple[float, float]:

@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the table to this CSV file")
     args = parser.parse_args()
 
-    llm = FrozenLLM(args.model or packaged_gguf())  # the hub's SmolLM2 has other weights than the GGUF
+    # The hub's SmolLM2 has other weights than the GGUF. Loaded now, so that mrt does not contain it.
+    llm = FrozenLLM(args.model or packaged_gguf()).load()
     candidates = SCIFACT.first_stage(args.depth)
     scorer = AttentionHeadScorer(
         llm=llm, document_attention=args.attention, title_field="title", verbose=True

@@ -15,7 +15,7 @@ import pandas as pd
 import pyterrier as pt
 from pyterrier_pisa import PisaIndex, PisaStemmer
 
-from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, HeadScoreStore
+from pyterrier_routehead import AttentionHeadScorer, CoReHeadReranker, FrozenLLM, HeadScoreStore, QRHeadReranker
 from pyterrier_routehead.default_model import packaged_gguf
 from pyterrier_routehead.judged import tells
 from pyterrier_routehead.splits import near_duplicates, sharing_relevant, split_by_group, without
@@ -186,6 +186,14 @@ def together(read: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Frames and qrels of several collections in one; their qids and docnos differ."""
     frames, qrels = zip(*read.values(), strict=True)
     return pd.concat(frames, ignore_index=True), pd.concat(qrels, ignore_index=True)
+
+
+def is_chosen(method: CoReHeadReranker | QRHeadReranker) -> pd.Series:
+    """Which row of a fitted re-ranker's ``validation_`` it ranks by: bool, True once."""
+    found, tried = method.head_set_, method.validation_
+    said = {**found.detection.settings, "criterion": found.detection.criterion, "k": found.k}
+    names = [name for name in tried if name in said]
+    return pd.concat([(tried[name] == said[name]).fillna(False) for name in names], axis=1).all(axis=1)
 
 
 def whole_table(values: pd.DataFrame, systems: list[str], qids: pd.Series) -> pd.DataFrame:

@@ -6,29 +6,44 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``version``              the package's version
 ``errors``               errors that callers may want to catch
 ``arguments``            checks of arguments, by the names that users typed
+``schema``               what a file may say: strict JSON and its types
+``paths``                paths as users type them, made absolute once
+``tensors``              files of float32 arrays
 ``notices``              warnings that point at the user's own line
 ``progress``             progress bars where somebody looks
+``locks``                locks that a forked process finds free
 ``splits``               training and validation queries that give nothing away about the test queries
 ``measures``             nDCG@10, by which everything is compared
 ``criteria``             how well each head ranks a judged list
 ``heads``                a head is a (layer, head) pair, written ``"layer-head"``
 ``template``             how a list is put to the model: prompt templates and the papers' presets
+``chat``                 the markup around a user's turn
+``cutting``              how far a text must be read for its first tokens
 ``encoding``             text to token ids, markup apart from data
 ``prompt``               a query and its candidates as ids, with exact spans
 ``document_attention``   how documents see each other: list-wise or block-wise
 ``token_filter``         from attention on tokens to scores of documents
 ``attention``            the one place where attention is computed and read
+``adapters``             which weights are in effect where PEFT's adapters are added
 ``fingerprint``          which weights a model has
 ``quiet``                keeps transformers' load reports out of a user's output
+``hardware``             devices and dtypes, by their usual names
+``model_arguments``      what `FrozenLLM` may be given
 ``default_model``        where SmolLM2-135M-Instruct comes from
+``hub``                  whether a model is there: a folder, a file, or on the hub
+``configuration``        a model's one configuration, and that of its first layers
+``twin``                 a decoder's twin: modules of our own over the same weights
 ``loading``              opens a model and takes its decoder apart
+``engine``               runs passes over a decoder, of which nothing is changed
 ``check``                tries on a few tokens whether a model can be read exactly
 ``llm``                  `FrozenLLM`: the frozen model, run up to the deepest head that is needed
 ``scores``               `ListScores`: head scores of one list, as numbers
 ``kernel``               head scores of candidate lists
+``entries``              files of a store, and what is checked when one is read
 ``store``                `HeadScoreStore`: head scores on disk
 ``reading``              what a vector of head scores speaks of
-``saving``               writes artifacts whole or not at all
+``saving``               artifacts as folders, written whole or not at all and read with everything checked
+``sharing``              uploads artifacts, with a card that says what they are
 ``head_set``             `HeadSet`: heads that rank well and where they come from, to be shared
 ``published``            head lists from the papers' own repositories
 ``plots``                heat maps and overlaps of head sets, and how training went
@@ -36,8 +51,6 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``model_slot``           which model a transformer uses
 ``frames``               between PyTerrier's frames and candidate lists
 ``windows``              lists that do not fit into one prompt
-``options``              how transformers read candidate lists: their common arguments
-``scorer``               `AttentionHeadScorer`: head scores as a column
 ``query_encoder``        query embeddings from the frozen model's hidden states
 ``evidence``             what a candidate list itself says about its heads
 ``search``               offline search for the heads that rank a list best
@@ -45,8 +58,10 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``router``               `HeadRouter`: which heads suit a query
 ``registry``             the head sets and routers that can be asked for by name
 ``policy``               who says which heads rank a query
+``options``              how transformers read candidate lists: their common arguments
 ``sources``              where head scores come from: the frame, or the model that reads its texts
 ``ranking``              from head scores to a ranking: the one function that every re-ranker ranks by
+``scorer``               `AttentionHeadScorer`: head scores as a column
 ``reranker``             `HeadReranker`: what the re-rankers are made of
 ``rerank``               `StaticHeadReranker` and `ICRReranker`
 ``judged``               judged candidate lists, from which re-rankers learn

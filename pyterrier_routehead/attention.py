@@ -10,7 +10,8 @@ that uses the registry. What it does is up to the pass that is under way:
   reads the attention of their rows for the chosen heads alone;
 * :class:`QueryPass` runs a query by itself, for its hidden states.
 
-Each pass ends the forward at its deepest layer as soon as that layer has given what is needed.
+Each pass ends the forward at its deepest layer as soon as that layer has given what is needed, and knows which layers
+it has ``attended``.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,8 @@ from .token_filter import DocumentTokens
 ATTENTION_NAME = "routehead"
 """Name in transformers' registries."""
 
+NOT_REGISTERED = "its attention does not go through transformers' attention registry"
+
 # Not a keyword argument of the forward, which some architectures (StableLM) do not hand down to their attention. A
 # context variable is a thread's own.
 _under_way: ContextVar["DocumentPass | TailPass | QueryPass | None"] = ContextVar("routehead_pass", default=None)
@@ -44,12 +47,16 @@ class ForwardDone(Exception):  # noqa: N818 - not an error: it ends a forward th
     """Raised inside a model once the deepest layer that is needed has been read."""
 
 
+class MaskUsedError(UnsupportedArchitectureError, AttributeError):
+    """Our mask is in the hands of an attention that is not ours. ``hasattr`` takes it for an attribute not there."""
+
+
 @dataclass(frozen=True)
 class Visibility:
     """What a layer's mask lets a token see: itself and what is before it, at a distance below ``window`` if set.
 
     A mask that is neither causal nor a sliding window is not ``plain``. It matters only if a layer uses it:
-    transformers may build masks that no layer does.
+    transformers may build masks that no layer does. Whatever takes it for a tensor is attention that is not ours.
     """
 
     window: int | None
@@ -57,6 +64,15 @@ class Visibility:
 
     def __getitem__(self, rows: object) -> "Visibility":
         return self  # some architectures (Gemma4) slice the mask to the rows at hand
+
+    @classmethod
+    def __torch_function__(cls, *_: object, **__: object) -> None:
+        raise MaskUsedError(NOT_REGISTERED)
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise MaskUsedError(NOT_REGISTERED)
 
 
 def layer_visibility(
@@ -107,7 +123,10 @@ def attention_function(
     layer = LayerAttention(
         module, scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, attention_mask.window
     )
-    return this_pass.attend(module.layer_idx, layer, query, key, value), None
+    index = getattr(module, "layer_idx", None)
+    if index is None:
+        raise UnsupportedArchitectureError("its attention does not say to which layer it belongs")
+    return this_pass.attend(index, layer, query, key, value), None
 
 
 @contextmanager
@@ -120,9 +139,15 @@ def under_way(this_pass: "DocumentPass | TailPass | QueryPass") -> Iterator[None
         _under_way.reset(token)
 
 
-def is_under_way(this_pass: "DocumentPass | TailPass | QueryPass") -> bool:
-    """Whether this thread is in that pass."""
-    return _under_way.get() is this_pass
+def hidden_state_hook(index: int) -> Callable[..., None]:
+    """A forward hook for a layer, which hands its output to the pass that is under way, if that asks for it."""
+
+    def hook(module: object, args: object, output: object) -> None:
+        this_pass = _under_way.get()
+        if index in getattr(this_pass, "hidden_layers", ()):
+            this_pass.read_hidden(index, output[0] if isinstance(output, tuple) else output)
+
+    return hook
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_function)
@@ -168,6 +193,11 @@ class DocumentPass:
         self.deepest = deepest
         self.ids = [i for p in documents.prompts for i in (*p.prefix, *(t for b in p.blocks for t in b.ids))]
         self.positions = [i for p in documents.prompts for i in documents.positions(p)]
+
+    @property
+    def attended(self) -> set[int]:
+        """The layers whose attention has come here."""
+        return set(self.documents.keys)
 
     def attend(
         self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -252,6 +282,7 @@ class TailPass:
             self.heads.setdefault(head.layer, []).append(head)
         self.hidden_layers = frozenset(hidden_layers)
         self.deepest = max([*self.heads, *self.hidden_layers])
+        self.attended: set[int] = set()
         self.tails = [[p.query, p.null] if calibrate else [p.query] for p in documents.prompts]
         self.ids = [i for tails in self.tails for tail in tails for i in tail]
         starts = [documents.tail_position(p) for p in documents.prompts]
@@ -273,6 +304,9 @@ class TailPass:
         self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
         """Read the layer's chosen heads; then attend, unless nothing behind this attention is needed."""
+        self.attended.add(index)
+        if index not in self.documents.keys:
+            raise UnsupportedArchitectureError(f"its layer {index} had no attention when the documents were read")
         outputs = []
         for i, (rows, span) in enumerate(zip(self._rows, self.documents.spans, strict=True)):
             own_query = query[:, :, rows]
@@ -362,12 +396,15 @@ class QueryPass:
         self.ids, self.positions = ids, list(range(len(ids)))
         self.rows = rows
         self.hidden_layers = frozenset(hidden_layers)
+        self.deepest = max(self.hidden_layers)
+        self.attended: set[int] = set()
         self.hidden: dict[int, torch.Tensor] = {}
 
     def attend(
         self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
         """Plain causal attention."""
+        self.attended.add(index)
         return causal_attention(layer, query, key, value)
 
     def read_hidden(self, index: int, hidden: torch.Tensor) -> None:
@@ -375,7 +412,7 @@ class QueryPass:
         if hidden.dim() != 3:
             raise UnsupportedArchitectureError("its layers give more than one hidden state per token")
         self.hidden[index] = hidden[0, self.rows].float()
-        if index >= max(self.hidden_layers):
+        if index >= self.deepest:
             raise ForwardDone
 
 

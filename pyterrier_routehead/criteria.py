@@ -9,13 +9,13 @@ the mean over lists.
 A criterion of one's own is a :class:`Criterion` around such a function; in :data:`CRITERIA` it is found by name.
 """
 
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from .arguments import check_flag, check_number
 from .measures import ideal_dcg, ndcg
 
 Judge = Callable[..., "np.ndarray | None"]
@@ -90,10 +90,16 @@ def reciprocal_rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def core_criterion(temperature: float = 0.001, calibrated: bool = False) -> Criterion:
-    """CoRe's criterion, on raw attention as published or on calibrated scores."""
-    if not isinstance(temperature, numbers.Real) or not 0 < temperature < np.inf:
+    """CoRe's criterion, on raw attention as published or on calibrated scores.
+
+    Raises:
+        TypeError: for a temperature that is no number, or a flag that is none.
+        ValueError: for a temperature that is not above 0.
+    """
+    number = check_number("temperature", temperature, what="a number above 0")
+    if number <= 0:
         raise ValueError(f"temperature is a number above 0, got {temperature!r}")
-    return Criterion("core", contrastive, calibrated, {"temperature": float(temperature)})
+    return Criterion("core", contrastive, check_flag("calibrated", calibrated), {"temperature": number})
 
 
 CRITERIA: dict[str, Criterion] = {
@@ -114,10 +120,13 @@ def get_criterion(criterion: str | Criterion) -> Criterion:
     """A criterion by name, or the criterion itself.
 
     Raises:
+        TypeError: for what is neither a name nor a criterion.
         ValueError: for an unknown name, listing the known ones.
     """
     if isinstance(criterion, Criterion):
         return criterion
+    if not isinstance(criterion, str):
+        raise TypeError(f"criterion is the name of one or a Criterion, got {criterion!r}")
     if criterion not in CRITERIA:
         raise ValueError(f"there is no criterion {criterion!r}; known: {', '.join(CRITERIA)}; or give a Criterion")
     return CRITERIA[criterion]

@@ -13,10 +13,10 @@ from typing import ClassVar
 import pandas as pd
 import pyterrier as pt
 
-from .arguments import check_flag, check_whole
+from .arguments import check_flag, check_text, check_whole
 from .criteria import Criterion, core_criterion, get_criterion
 from .head_set import HeadSet
-from .heads import HeadsLike, kept_heads, parse_heads
+from .heads import HeadsLike, is_all, kept_heads
 from .judged import JudgedLists, check_calibration, check_parts, mean_ndcg, ranked_heads, read_judged
 from .measures import NDCG
 from .notices import warn
@@ -24,7 +24,6 @@ from .options import as_depth, shown_depth
 from .policy import FixedHeads, HeadPolicy, Unfitted
 from .reading import ReadingSettings
 from .registry import how_to_get_heads, is_bundled, named_heads
-from .rerank import checked_with_set
 from .reranker import HeadReranker
 
 
@@ -41,9 +40,11 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
     validation_: ClassVar[pd.DataFrame]
     _method: ClassVar[str]
     _paper_k: ClassVar[int]
+    _choices: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        self.heads = kept_heads(self.heads)
+        for name in ("heads", "k", *self._choices):
+            setattr(self, name, kept_heads(getattr(self, name)))
         super().__post_init__()
 
     def _criteria(self) -> list[Criterion]:
@@ -65,9 +66,11 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
 
         Sets ``head_set_``: all heads, best first, with their scores, and with the ``k`` that ranks. With validation
         queries it also sets ``validation_``: nDCG@10 on them of the first stage, of all heads (ICR) and of everything
-        that was tried. Among equals, the lower temperature, then criteria in the order ndcg@10, mrr, qr-calibrated, qr
-        and others, then calibrated scores, then the larger k is chosen: heads that rank well by luck or by their place
-        weigh less so. Lists without a relevant candidate, or with no other, tell nothing; they are not even read.
+        that was tried, and warns where nothing ranks better than all heads; ``token_filter="sum"``, which gives no
+        scores per head, has no such table. Among equals, the lower temperature, then criteria in the order ndcg@10,
+        mrr, qr-calibrated, qr and others, then calibrated scores, then the larger k is chosen: heads that rank well by
+        luck or by their place weigh less so. Lists without a relevant candidate, or with no other, tell nothing; they
+        are not even read.
 
         Args:
             topics_or_res_tr: candidates of the training queries, with text or head scores as for ``transform``. A
@@ -87,6 +90,7 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
             raise ValueError(f"{type(self).__name__} was given heads: leave them out to find some")
         check_parts(topics_or_res_tr, topics_or_res_va, qrels_va)
         criteria, ks = self._criteria(), listed(self._paper_k if self.k is None else self.k)
+        check_calibration(criteria, settings)
         choosing = len(criteria) * len(ks) > 1
         if choosing and topics_or_res_va is None:
             raise ValueError("one of several values is chosen on validation queries: fit(topics, qrels, topics, qrels)")
@@ -105,7 +109,7 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
             valid = self._judged(topics_or_res_va, qrels_va, [], None)
             judged.check_like(valid)
             self.validation_, (best, k) = self._validated(found, criteria, ks, valid)
-        self.head_set_ = found[best].with_k(k)
+        self.head_set_ = found[best].with_k(min(k, len(found[best])))
         return self
 
     def _judged(
@@ -176,11 +180,13 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
     def _number(self, heads: HeadSet) -> int:
         """How many heads of a set rank."""
         if self.k is None:
-            return self._paper_k if heads.k is None else heads.k
+            # All heads of a model in order are no choice, and their sum is ICR.
+            whole = len(heads) == heads.model.num_layers * heads.model.num_heads
+            return heads.k or (self._paper_k if whole else len(heads))
         ks = listed(self.k)
         if len(ks) == 1:
             return ks[0]
-        if heads.k not in ks or self.heads is not None:
+        if self.heads is not None or heads.k not in [min(k, len(heads)) for k in ks]:
             raise ValueError(f"k={self.k!r} is to be chosen from by fit on validation queries: give one number")
         return heads.k
 
@@ -190,20 +196,20 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
             raise ValueError("k is a number of heads, or a list of such to choose from; got an empty list")
         for k in ks:
             check_whole("k", k, what="number of heads")
-        if not self._criteria():
-            raise ValueError("there is nothing to judge heads by: an empty list of temperatures or criteria")
+        for name in self._choices:
+            if not listed(getattr(self, name)):
+                raise ValueError(f"{name} is one value, or a list of such to choose from; got an empty list")
+        self._criteria()
         check_max_layer(self.max_layer)
         if self.positions is not None:
             check_whole("positions", self.positions)
         check_flag("allow_mismatch", self.allow_mismatch)
+        if self.detection_data is not None:
+            check_text("detection_data", self.detection_data)
         settings = super()._check()
-        if self.heads is None:
+        if self.heads is None or len(ks) > 1:
             return settings
-        if not isinstance(self.heads, HeadSet) and not (isinstance(self.heads, str) and is_name(self.heads)):
-            parse_heads(self.heads)
-        if self.k is not None and len(ks) > 1:
-            return settings
-        return checked_with_set(self._given(), self._policy(self.document_attention or "listwise"), settings)
+        return self._settings(self._policy(self.document_attention or "listwise"))
 
 
 def listed(value: object) -> list:
@@ -213,7 +219,7 @@ def listed(value: object) -> list:
 
 def is_name(heads: str) -> bool:
     """Whether a string names a set, and not heads."""
-    return heads != "all" and any(character.isalpha() for character in heads)
+    return not is_all(heads) and any(character.isalpha() for character in heads)
 
 
 def check_max_layer(max_layer: object) -> None:
@@ -264,8 +270,9 @@ class CoReHeadReranker(_DetectedHeadReranker):
     Args:
         heads: heads instead of ``fit``: a name; a :class:`HeadSet`, of which ``k`` and ``max_layer`` choose; or heads
             by number, which are all used.
-        k: how many heads, or a list of numbers to choose from on the validation queries. None means as many as the head
-            set says; in ``fit``, and for a set that does not say, the paper's 8.
+        k: how many heads, or a list of numbers to choose from on the validation queries. None means as many as rank of
+            the head set (all of one that does not say); in ``fit``, and for all heads of a model in order, the paper's
+            8.
         temperature: of the softmax (the paper: 0.001 for Mistral-7B and Granite-3.2-8B, 0.1 for Llama-3.1-8B and
             Phi-4), or a list to choose from on the validation queries. Documents get some hundredths of the attention:
             at 0.1 the softmax is nearly linear and, without ``positions``, favours heads that look at a place.
@@ -281,6 +288,7 @@ class CoReHeadReranker(_DetectedHeadReranker):
     schematic = {"label": "CoReHeads", "help_url": "https://arxiv.org/abs/2510.02219"}
     _method = "core"
     _paper_k = 8
+    _choices = ("temperature",)
 
     heads: HeadsLike | HeadSet | None = None
     _: KW_ONLY
@@ -289,7 +297,6 @@ class CoReHeadReranker(_DetectedHeadReranker):
     calibrated: bool = False
 
     def _criteria(self) -> list[Criterion]:
-        check_flag("calibrated", self.calibrated)
         return [core_criterion(temperature, self.calibrated) for temperature in listed(self.temperature)]
 
 
@@ -313,6 +320,7 @@ class QRHeadReranker(_DetectedHeadReranker):
     schematic = {"label": "QRHeads", "help_url": "https://arxiv.org/abs/2506.09944"}
     _method = "qr"
     _paper_k = 16
+    _choices = ("criterion",)
 
     heads: HeadsLike | HeadSet | None = None
     _: KW_ONLY

@@ -5,52 +5,81 @@ text the pieces' ids, joined, are those of the whole string encoded at once, pro
 across a piece's border; :class:`TextEncoder` picks the separator accordingly.
 """
 
+import copy
 import re
 import string
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .template import PAPER_CHAT, ChatMarkup, PromptTemplate
+from .chat import paper_chat, tokenizer_chat
+from .cutting import FirmBorders
+from .template import ChatMarkup, PromptTemplate
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from tokenizers import Encoding
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 _SEPARATORS = ("\n\n", " \n\n", "\n", " \n")
 _TEXT_ENDS = ("word", "Ünï", "中文", "中。", "7", "3°", "✓", "end.)", 'end."', "end.”")
 _TEXT_ENDS += tuple(f"end{mark}" for mark in string.punctuation)
-_TURN, _REPLY = "\u2402turn\u2403", "\u2402reply\u2403"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of text with its ids, and what a fast tokenizer tells besides."""
+
+    text: str
+    ids: list[int]
+    encoding: "Encoding | None" = None
 
 
 class TextEncoder:
     """Encodes markup and data with one tokenizer.
 
     Args:
-        tokenizer: a fast or slow Hugging Face tokenizer. It is not changed.
+        tokenizer: a fast or slow Hugging Face tokenizer. It is copied: padding, truncation and the like, which calls
+            set on it for all its users, neither reach the copy nor are changed by it. What is added to it later is not
+            seen either; a new encoder sees it.
+
+    Raises:
+        TypeError: for anything but a tokenizer, such as a processor.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer = _own_copy(tokenizer)
         self._separators: dict[PromptTemplate, tuple[str, list[int]]] = {}
 
     def markup(self, text: str) -> list[int]:
         """Ids of a piece of markup inside a prompt; control strings become control tokens."""
         return self._inside([text])[0]
 
-    def data(self, texts: list[str]) -> list[list[int]]:
-        """Ids of pieces of data inside a prompt; no control string ever becomes a control token."""
+    def data(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
+        """Ids of pieces of data inside a prompt; no control string ever becomes a control token.
+
+        Args:
+            texts: the pieces.
+            limit: how many ids of each are wanted; None for all. They are the first ones of the whole text's, which is
+                read no farther than that takes.
+        """
         texts = [_well_formed(text) for text in texts]
-        pieces = [_split(text, self._control_strings) for text in texts]
-        encoded = iter(self._inside([piece for text in pieces for piece in text]))
-        ids = [[token for _ in text for token in next(encoded)] for text in pieces]
-        for i, text in enumerate(texts):
-            if not self._control_ids.isdisjoint(ids[i]):  # a normaliser that makes one: character by character then
-                ids[i] = [token for piece in self._inside(list(text)) for token in piece]
-        return ids
+        found: dict[int, list[int]] = {}
+        reach = None if limit is None else self._borders.first_reach(limit)
+        while len(found) < len(texts):
+            beginnings = {i: self._split(text, reach) for i, text in enumerate(texts) if i not in found}
+            encoded = iter(self._data_pieces([piece for pieces in beginnings.values() for piece in pieces]))
+            for i, pieces in beginnings.items():
+                own = [next(encoded) for _ in pieces]
+                if reach is None or reach >= len(texts[i]):
+                    found[i] = [token for piece in own for token in self._without_controls(piece)][:limit]
+                elif self._settle(own, limit):
+                    found[i] = [token for piece in own for token in piece.ids][:limit]
+            reach = reach and 4 * reach
+        return [found[i] for i in range(len(texts))]
 
     def start(self, text: str) -> list[int]:
         """Ids of the markup that opens a prompt: the tokenizer's start-of-text token, unless it is there, and text."""
-        ids = self._plain([text])[0]
+        ids = self._plain([text]).input_ids[0]
         leading = self._leading_ids
         return ids if ids[: len(leading)] == leading else leading + ids
 
@@ -70,15 +99,14 @@ class TextEncoder:
         return self._separators[template]
 
     def chat(self, template: PromptTemplate) -> ChatMarkup:
-        """The markup around the user's turn: by hand, from the papers' code, or from the tokenizer's own template."""
+        """The markup around the user's turn: by hand, from the papers' code, or from the tokenizer's own template.
+
+        Raises:
+            ValueError: for a chat template of which the markup cannot be told; the message says what to give instead.
+        """
         if isinstance(template.chat, ChatMarkup):
             return template.chat
-        if template.chat == "paper":
-            vocabulary, own = self.tokenizer.get_added_vocab(), str(self.tokenizer.chat_template)
-            for control, markup in PAPER_CHAT.items():
-                if control in vocabulary or control in own:
-                    return markup
-        return self._tokenizer_chat
+        return (template.chat == "paper" and paper_chat(self.tokenizer)) or self._tokenizer_chat
 
     def _separator_ids(self, separator: str, template: PromptTemplate) -> list[int]:
         # Before a tag, line breaks may be other tokens than alone: GPT-2 keeps the last of them apart.
@@ -98,15 +126,107 @@ class TextEncoder:
             for text, whole in zip(own, self._inside([end + separator + markup for end in ends]), strict=True)
         )
 
-    def _plain(self, texts: list[str]) -> list[list[int]]:
+    def _split(self, text: str, reach: int | None) -> list[str]:
+        """Cut a text behind the first character of each control string, so that no piece contains one.
+
+        A control string of a single character becomes a piece of its own. With ``reach`` it is done to so many
+        characters of the text, as it would be to all.
+        """
+        seen = text if reach is None else text[: reach + self._longest_control]
+        cuts = [0]
+        while found := self._control_strings.search(seen, cuts[-1]):
+            if len(found.group()) == 1 and found.start() > cuts[-1]:
+                cuts.append(found.start())
+            cuts.append(found.start() + 1)
+        if reach is not None:
+            cuts = [cut for cut in cuts if cut < reach]
+            seen = seen[:reach]
+        return [seen[start:stop] for start, stop in zip(cuts, [*cuts[1:], None], strict=True)]
+
+    def _data_pieces(self, pieces: list[str]) -> list[_Piece]:
+        """Pieces encoded, except that single characters which are control strings are written in another way."""
+        return [
+            _Piece(piece.text, self._spelt[piece.text]) if piece.text in self._spelt else piece
+            for piece in self._inside_pieces(pieces)
+        ]
+
+    def _settle(self, pieces: list[_Piece], limit: int) -> bool:
+        """Whether the first ids of the pieces of a text's beginning are those of the whole text."""
+        *before, last = pieces
+        if any(not self._control_ids.isdisjoint(piece.ids) for piece in pieces):
+            return False  # made by a normaliser
+        missing = limit - sum(len(piece.ids) for piece in before)
+        if missing <= 0:
+            return True
+        if last.encoding is None:
+            return False
+        return self._borders.settles(self._anchor + last.text, len(self._anchor_ids), last.encoding, missing)
+
+    def _without_controls(self, piece: _Piece) -> list[int]:
+        """Ids of a piece, taken apart where a normaliser has made a control string of it."""
+        if self._control_ids.isdisjoint(piece.ids):
+            return piece.ids
+        if len(piece.text) <= 1:
+            return self._spell(piece.text)
+        parts = self._data_pieces(self._parts(piece))
+        return [token for part in parts for token in self._without_controls(part)]
+
+    def _parts(self, piece: _Piece) -> list[str]:
+        """Cut a piece behind the first character of what became a control token, or into characters."""
+        if piece.encoding is None:
+            return list(piece.text)
+        cut = len(self._anchor_ids)
+        starts = [
+            start - len(self._anchor)
+            for token, (start, _) in zip(piece.ids, piece.encoding.offsets[cut:], strict=True)
+            if token in self._control_ids
+        ]
+        cuts = sorted({0, *(start + 1 for start in starts if 0 <= start < len(piece.text) - 1)})
+        if len(cuts) == 1:
+            return list(piece.text)
+        return [piece.text[start:stop] for start, stop in zip(cuts, [*cuts[1:], None], strict=True)]
+
+    def _spell(self, character: str) -> list[int]:
+        """Ids of a character that as such is a control token: as the vocabulary spells it, or a replacement's."""
+        if self._control_ids.isdisjoint(ids := self._spelling_ids(character)):
+            return ids
+        (replacement,) = self._inside(["\ufffd"])
+        return replacement if self._control_ids.isdisjoint(replacement) else []
+
+    def _spelling_ids(self, character: str) -> list[int]:
+        tokenizer = self._spelling_tokenizer
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return tokenizer(self._anchor + character, **options).input_ids[len(self._anchor_ids) :]
+
+    @cached_property
+    def _spelling_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Another copy, for its setting not to look for special tokens would be one for all its users."""
+        return _own_copy(self.tokenizer)
+
+    @cached_property
+    def _spelt(self) -> dict[str, list[int]]:
+        """Control strings of a single character, as data."""
+        return {text: self._spell(text) for text in self._controls if len(text) == 1}
+
+    def _plain(self, texts: list[str]) -> "BatchEncoding":
         # Said for the sake of tokenizers with other settings, and to keep quiet about texts that will yet be cut.
         options = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
-        return self.tokenizer(texts, **options).input_ids if texts else []
+        return self.tokenizer(texts, **options)
 
     def _inside(self, texts: list[str]) -> list[list[int]]:
         """Ids of pieces as they stand inside a longer text."""
+        return [piece.ids for piece in self._inside_pieces(texts)]
+
+    def _inside_pieces(self, texts: list[str]) -> list[_Piece]:
+        if not texts:
+            return []
+        found = self._plain([self._anchor + text for text in texts])
         cut = len(self._anchor_ids)
-        return [ids[cut:] for ids in self._plain([self._anchor + text for text in texts])]
+        encodings = found.encodings or [None] * len(texts)
+        return [
+            _Piece(text, ids[cut:], encoding)
+            for text, ids, encoding in zip(texts, found.input_ids, encodings, strict=True)
+        ]
 
     @cached_property
     def _anchor(self) -> str:
@@ -115,28 +235,37 @@ class TextEncoder:
         SentencePiece-style tokenizers do, and GPT-2's with add_prefix_space. A control character, unlike a line break,
         merges with nothing behind it.
         """
-        word, broken = self._plain(["a", "\na"])
+        word, broken = self._plain(["a", "\na"]).input_ids
         return "" if broken[-len(word) :] == word else "\x01"
 
     @cached_property
     def _anchor_ids(self) -> list[int]:
-        return self._plain([self._anchor])[0]
+        return self._plain([self._anchor]).input_ids[0]
 
     @cached_property
     def _leading_ids(self) -> list[int]:
-        plain, whole = self._plain(["a"])[0], self.tokenizer("a").input_ids
+        plain, whole = self._plain(["a"]).input_ids[0], self.tokenizer("a").input_ids
         return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(plain)] == plain), [])
 
     @cached_property
     def _controls(self) -> dict[str, int]:
-        """Control strings with their ids: all added tokens but those of one character and runs of blanks.
+        """Control strings with their ids: the special tokens, and all added ones of more than one character.
 
         Runs of blanks are added tokens of some tokenizers (GPT-NeoX, Gemma): text, not control.
         """
         tokenizer = self.tokenizer
         special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        added = special | tokenizer.get_added_vocab()
-        return {text: token for text, token in added.items() if len(text) > 1 and text.replace("▁", " ").strip()}
+        special |= {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        plain = {
+            text: token
+            for text, token in tokenizer.get_added_vocab().items()
+            if len(text) > 1 and text.replace("▁", " ").strip()
+        }
+        return plain | special
+
+    @cached_property
+    def _longest_control(self) -> int:
+        return max(map(len, self._controls), default=0)
 
     @cached_property
     def _control_strings(self) -> re.Pattern[str]:
@@ -148,57 +277,37 @@ class TextEncoder:
         return frozenset(self._controls.values()) - {self.tokenizer.unk_token_id}  # plain text may become unknown
 
     @cached_property
+    def _borders(self) -> FirmBorders:
+        # A normaliser may make a control string of more characters than it has.
+        return FirmBorders(self.tokenizer, margin=2 * self._longest_control)
+
+    @cached_property
     def _tokenizer_chat(self) -> ChatMarkup:
-        """The user turn's markup without any system prompt; none for a tokenizer without a chat template.
-
-        Many templates insert a system prompt of their own (SmolLM2, Qwen2.5), some with today's date (Llama 3.2). The
-        header of a later user turn has none. Only a template that refuses a second turn keeps what it inserts.
-        """
-        if not self.tokenizer.chat_template:
-            return ChatMarkup("", "")
-        before, *behind = self._render(("user", _TURN), generate=True).split(_TURN)
-        if len(behind) != 1:
-            raise ValueError(
-                "the tokenizer's chat template does not show a user's text as it is; write the markup out: "
-                "PromptTemplate(..., chat=ChatMarkup(prefix, suffix))"
-            )
-        header = self._later_header()
-        if header is None or header not in before:
-            return ChatMarkup(before, behind[0])
-        lead = before[: before.rindex(header)]
-        if self._control_strings.sub("", lead).strip():  # a system prompt, at most behind a start-of-text token
-            start = self.tokenizer.bos_token or ""
-            lead = start if lead.startswith(start) and not header.startswith(start) else ""
-        return ChatMarkup(lead + header, behind[0])
-
-    def _later_header(self) -> str | None:
-        """What opens a user's turn behind a reply: what stands between the two, less what closes the reply."""
-        turn, reply = ("user", _TURN), ("assistant", _REPLY)
-        try:
-            between = self._render(turn, reply, turn, generate=True).split(_REPLY)[1].split(_TURN)[0]
-            closing = self._shared_start(between, self._render(turn, reply, generate=False).split(_REPLY)[1])
-            if not closing:  # the last reply closes in a way of its own (gpt-oss): the others as the user's turn does
-                closing = self._shared_start(between, self._render(turn, generate=False).split(_TURN)[1])
-        except Exception:  # templates raise errors of their own for conversations they do not like
-            return None
-        return between.removeprefix(closing).lstrip()
-
-    def _shared_start(self, *texts: str) -> str:
-        """What two texts have in common at their start, in whole control strings and whole pieces between them."""
-        pieces = (re.split(f"({self._control_strings.pattern})", text) for text in texts)
-        return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*pieces, strict=False)))
-
-    def _render(self, *turns: tuple[str, str], generate: bool) -> str:
-        messages = [{"role": role, "content": content} for role, content in turns]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        return tokenizer_chat(self.tokenizer, self._control_strings)
 
 
-def _split(text: str, control: re.Pattern[str]) -> list[str]:
-    """Cut a text behind the first character of each control string, so that no piece contains one."""
-    cuts = [0]
-    while found := control.search(text, cuts[-1]):
-        cuts.append(found.start() + 1)
-    return [text[start:stop] for start, stop in zip(cuts, [*cuts[1:], None], strict=True)]
+def _own_copy(tokenizer: Any) -> "PreTrainedTokenizerBase":
+    """A copy without padding and truncation, which looks for special tokens."""
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        inner = getattr(tokenizer, "tokenizer", None)
+        if isinstance(inner, PreTrainedTokenizerBase):
+            hint = "a processor's is processor.tokenizer"
+        else:
+            hint = "one of the tokenizers library: PreTrainedTokenizerFast(tokenizer_object=...)"
+        raise TypeError(f"tokenizer is a Hugging Face tokenizer, got {type(tokenizer).__name__}; {hint}")
+    try:
+        own = copy.deepcopy(tokenizer)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise TypeError(f"tokenizer: {type(tokenizer).__name__} cannot be copied ({what})") from error
+    own.split_special_tokens = False
+    if (backend := getattr(own, "backend_tokenizer", None)) is not None:
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = False
+    return own
 
 
 def _well_formed(text: str) -> str:

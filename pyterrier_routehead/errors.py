@@ -23,12 +23,12 @@ class UnsupportedArchitectureError(ValueError):
 
 
 class ArtifactError(ValueError):
-    """A saved head set or router that cannot be read; the message names the file."""
+    """A head set or router that cannot be read, written or packed; the message names the file."""
 
 
 class StoreError(ValueError):
-    """A store of head scores, or a file in one, that cannot be read; the message names it."""
+    """A store of head scores, or a file in one, that cannot be read or written; the message names it."""
 
 
 class MismatchError(ValueError):
-    """A head set or head scores that do not belong to a model or to a way of reading; the message names both sides."""
+    """Head sets, head scores or a tokenizer that belong to another model or way of reading; the message names both."""

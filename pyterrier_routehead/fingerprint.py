@@ -1,12 +1,17 @@
 """Which weights a model has, told by short hashes: an id does not tell, since one id can name several weights.
 
-SmolLM2-135M-Instruct from the hub and from a Q4_1 GGUF file differ, and so do the heads that rank well in them.
+SmolLM2-135M-Instruct from the hub and from a Q4_1 GGUF file differ, and so do the heads that rank well in them. A model
+that somebody has loaded may be trained further, or change its adapters, so its hashes hold for a moment.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from .adapters import settings_in_effect, weights_in_effect
 
 if TYPE_CHECKING:
     import torch
@@ -15,27 +20,112 @@ SAMPLES = 64
 """Weights sampled from each tensor of a layer, evenly spaced."""
 
 
+@dataclass(frozen=True)
+class ModelSnapshot:
+    """What a model is at one moment.
+
+    Attributes:
+        name: id, folder or file.
+        total_layers: how many layers the whole model has, whether loaded or not.
+        num_heads: attention (query) heads per layer.
+        weights_dtype: dtype of the weights in memory, such as ``"bfloat16"``.
+        fingerprint: a hash per loaded layer over samples of its weights.
+        layer_fingerprint: the fingerprint with whatever else tells a layer's scores apart: the kind of its attention,
+            where layers are of several kinds, and a sum over all weights.
+        surroundings: a hash over embeddings and configuration.
+    """
+
+    name: str
+    total_layers: int
+    num_heads: int
+    weights_dtype: str
+    fingerprint: tuple[str, ...]
+    layer_fingerprint: tuple[str, ...]
+    surroundings: str
+
+
 def layer_hash(layer: "torch.nn.Module") -> str:
-    """Eight hexadecimal digits over sampled weights of one decoder layer.
+    """Eight hexadecimal digits over sampled weights of one decoder layer; see :func:`layer_hashes`."""
+    return layer_hashes([layer])[0]
+
+
+def layer_hashes(layers: "Iterable[torch.nn.Module]") -> tuple[str, ...]:
+    """Eight hexadecimal digits a layer over samples of the weights that are in effect.
 
     Floating-point weights are cast to bf16 first, so that device and load dtype do not matter; packed weights of
     quantised models count as their bytes. fp16 cannot hold all of bf16: a model that FrozenLLM loads in fp16 is hashed
     before the cast, but a loaded one that was cast to fp16 elsewhere may differ from its bf16 or fp32 self.
     """
+    layers = list(layers)
+    states = [sorted(weights_in_effect(layer).items()) for layer in layers]
+    samples = iter(_on_cpu([_sample(weights) for state in states for _, weights in state]))
+    hashes = []
+    for layer, state in zip(layers, states, strict=True):
+        digest = hashlib.sha256()
+        for name, weights in state:
+            sample = next(samples)
+            if weights.numel():
+                digest.update(f"{name}:{tuple(weights.shape)}".encode() + sample)
+        for setting in settings_in_effect(layer):
+            digest.update(setting.encode())
+        hashes.append(digest.hexdigest()[:8])
+    return tuple(hashes)
+
+
+def layer_sums(layers: "Iterable[torch.nn.Module]") -> tuple[str, ...]:
+    """Eight hexadecimal digits a layer over all bytes of its weights, added up tensor by tensor.
+
+    They notice the change of a single weight, which samples do not; unlike these they depend on the dtype.
+    """
+    states = [sorted(weights_in_effect(layer).items()) for layer in layers]
+    sums = iter(_on_cpu([_sum(weights) for state in states for _, weights in state]))
+    return tuple(hashlib.sha256(b"".join(next(sums) for _ in state)).hexdigest()[:8] for state in states)
+
+
+def _sample(weights: "torch.Tensor") -> "torch.Tensor":
+    """Some weights of a tensor, as bytes on its device."""
     import torch
 
-    digest = hashlib.sha256()
-    for name, weights in sorted(layer.state_dict().items()):
-        if not isinstance(weights, torch.Tensor) or weights.numel() == 0:
-            continue
-        flat = weights.detach().reshape(-1)
-        index = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
-        sample = flat[index.to(flat.device)].cpu()
-        if sample.is_floating_point():
-            sample = sample.to(torch.bfloat16)
-        digest.update(f"{name}:{tuple(weights.shape)}".encode())
-        digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:8]
+    if not weights.numel():
+        return torch.empty(0, dtype=torch.uint8, device=weights.device)
+    flat = weights.detach().reshape(-1)
+    sample = flat[_places(flat.numel(), flat.device)]
+    return (sample.to(torch.bfloat16) if sample.is_floating_point() else sample).contiguous().view(torch.uint8)
+
+
+@lru_cache(maxsize=256)
+def _places(count: int, device: "torch.device") -> "torch.Tensor":
+    """Where the samples of so many weights lie."""
+    import torch
+
+    with torch.inference_mode(False):
+        places = torch.linspace(0, count - 1, min(SAMPLES, count), dtype=torch.float64, device="cpu").long()
+        return places.to(device)
+
+
+def _sum(weights: "torch.Tensor") -> "torch.Tensor":
+    """Sum of a tensor's bytes, eight at a time: eight bytes on its device."""
+    import torch
+
+    flat = weights.detach().contiguous().reshape(-1).view(torch.uint8)
+    whole = flat.numel() // 8 * 8
+    if flat.storage_offset() % 8:
+        flat = flat.clone()
+    return (flat[:whole].view(torch.int64).sum() + flat[whole:].sum()).reshape(1).view(torch.uint8)
+
+
+def _on_cpu(pieces: "list[torch.Tensor]") -> list[bytes]:
+    """Bytes of some tensors of bytes, brought to the CPU in one transfer a device."""
+    import torch
+
+    found = [b""] * len(pieces)
+    for device in {piece.device for piece in pieces}:
+        own = [i for i, piece in enumerate(pieces) if piece.device == device]
+        whole, start = torch.cat([pieces[i] for i in own]).cpu().numpy().tobytes(), 0
+        for i in own:
+            stop = start + pieces[i].numel()
+            found[i], start = whole[start:stop], stop
+    return found
 
 
 _NO_MATTER = {
@@ -54,15 +144,23 @@ _NO_MATTER = {
     "transformers_version",
     "use_cache",
 }
+_AFTER_THE_LAYERS = {"norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm"}
 
 
-def surroundings_hash(decoder: "torch.nn.Module") -> str:
-    """Eight hexadecimal digits over what changes a decoder's states beside its layers: embeddings and configuration."""
-    from torch import nn
+def surroundings_hash(decoder: "torch.nn.Module", layers: "torch.nn.Module") -> str:
+    """Eight hexadecimal digits over what changes a decoder's states beside its layers: embeddings and configuration.
 
+    Args:
+        decoder: the model below its language-model head.
+        layers: its stack of layers, which is left out, as is the norm behind it.
+    """
     config = {name: value for name, value in decoder.config.to_dict().items() if name not in _NO_MATTER}
-    embeddings = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]  # of positions too
-    said = json.dumps(config, sort_keys=True, default=str) + "".join(layer_hash(module) for module in embeddings)
+    around = [
+        module
+        for name, module in decoder.named_children()
+        if module is not layers and name not in _AFTER_THE_LAYERS and weights_in_effect(module)
+    ]
+    said = json.dumps(config, sort_keys=True, default=str) + "".join((*layer_hashes(around), *layer_sums(around)))
     return hashlib.sha256(said.encode()).hexdigest()[:8]
 
 

@@ -4,19 +4,20 @@ Heads are tied to the exact weights and to the way of reading, so a set says whi
 read, and on what data and by which criterion its heads were found; whoever uses it compares.
 """
 
-import json
-import numbers
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyterrier as pt
 
+from .arguments import check_number, check_whole
 from .errors import MismatchError
+from .fingerprint import shown
 from .heads import Head, HeadsLike, all_heads, parse_heads
+from .paths import absolute_path
 from .reading import (
     SETTING_NAMES,
     ModelIdentity,
@@ -26,11 +27,12 @@ from .reading import (
     settings_to_json,
     shown_settings,
 )
-from .saving import as_json, save_artifact
+from .saving import FORMAT, as_plain, check_format, load_description, readable, save_artifact
+from .schema import LATER, typed
+from .sharing import SharedArtifact
 from .version import __version__
 
 _FILE = "head_set.json"
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Detection:
         queries: how many of them counted.
         source: where a published set comes from: paper and repository.
         note: what a user should know.
+
+    Raises:
+        TypeError: for a number of queries that is none.
+        ValueError: for one below 0.
     """
 
     criterion: str
@@ -53,8 +59,25 @@ class Detection:
     source: str = ""
     note: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "queries", check_whole("queries", self.queries, least=0))
 
-class HeadSet(pt.Artifact):
+
+@dataclass(frozen=True)
+class _Said:
+    """What the file holds."""
+
+    format: int
+    heads: tuple[str, ...]
+    scores: tuple[float, ...] | None
+    model: ModelIdentity
+    settings: Mapping[str, Any]
+    detection: Detection | None
+    version: str
+    k: int | None = field(default=None, metadata=LATER)
+
+
+class HeadSet(SharedArtifact):
     """Heads of one model in order, best first. A value: its methods give new sets.
 
     ``HeadSet(path)``, or PyTerrier's ``Artifact.load``, ``from_hf`` and ``from_zenodo``, load a saved set;
@@ -62,6 +85,7 @@ class HeadSet(pt.Artifact):
 
     Attributes:
         heads: the heads, best first.
+        k: so many of them rank, the first ones; None: all of them.
         scores: their scores by the criterion, or None.
         model: the model's id, revision, shape and weights fingerprint (empty for published lists).
         settings: how the scores were read, a mapping of names of :class:`ReadingSettings`; what is not known is left
@@ -70,7 +94,7 @@ class HeadSet(pt.Artifact):
         version: of the package that made the set.
 
     Raises:
-        ValueError: for a folder that holds no readable head set.
+        ArtifactError: for a folder that holds no readable head set, naming the file.
     """
 
     ARTIFACT_TYPE = "head_set"
@@ -78,6 +102,7 @@ class HeadSet(pt.Artifact):
     ARTIFACT_PACKAGE_HINT = "pyterrier-routehead"
 
     heads: tuple[Head, ...]
+    k: int | None
     scores: tuple[float, ...] | None
     model: ModelIdentity
     settings: dict[str, Any]
@@ -85,26 +110,19 @@ class HeadSet(pt.Artifact):
     version: str
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
-        file = Path(path) / _FILE
-        try:
-            said = json.loads(file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(f"{path} holds no head set: there is no {_FILE} in it") from None
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged: {error}") from None
-        self._take(said, str(file))
+        super().__init__(absolute_path("path", path))
+        self._take(load_description(self.path, _FILE, "head set"), str(self.path / _FILE))
 
     @classmethod
-    def from_json(cls, said: dict[str, Any]) -> "HeadSet":
+    def from_json(cls, said: Mapping[str, Any]) -> "HeadSet":
         """A set, in memory, from what :meth:`to_json` gave.
 
         Raises:
-            ValueError: for anything else.
+            ArtifactError: for anything else.
         """
         made = cls.__new__(cls)
         pt.Artifact.__init__(made, pt.Artifact.NO_PATH)
-        made._take(said, "the head set")
+        made._take(said, "what was given")
         return made
 
     @classmethod
@@ -116,6 +134,7 @@ class HeadSet(pt.Artifact):
         scores: Sequence[float] | None = None,
         settings: ReadingSettings | Mapping[str, Any] | None = None,
         detection: Detection | None = None,
+        k: int | None = None,
     ) -> "HeadSet":
         """A new set, in memory.
 
@@ -125,10 +144,22 @@ class HeadSet(pt.Artifact):
             scores: one number per head.
             settings: how they were read; a mapping may leave settings out.
             detection: how they were found.
+            k: how many of them rank, the first ones; None: all of them.
+
+        Raises:
+            TypeError: for a model, settings, detection, score or k of another type.
+            ValueError: for heads that the model does not have, another number of scores than heads, scores that are
+                not finite, unknown settings, or a k beyond the heads.
         """
         if isinstance(settings, ReadingSettings):
-            settings = {field.name: getattr(settings, field.name) for field in fields(settings)}
-        return cls._made(parse_heads(heads), scores, model, _normal(settings or {}), detection, __version__)
+            settings = {own.name: getattr(settings, own.name) for own in fields(settings)}
+        if not isinstance(settings, Mapping | None):
+            raise TypeError(f"settings are ReadingSettings or a mapping of some, got {settings!r}")
+        if not isinstance(detection, Detection | None):
+            raise TypeError(f"detection is a Detection, got {detection!r}")
+        if detection is not None:  # as a file has it, so that a saved set is equal to the one in memory
+            detection = replace(detection, settings=as_plain(detection.settings, "detection.settings"))
+        return cls._made(parse_heads(heads), scores, model, _normal(settings or {}), detection, __version__, k)
 
     @classmethod
     def _made(
@@ -139,24 +170,32 @@ class HeadSet(pt.Artifact):
         settings: dict[str, Any],
         detection: Detection | None,
         version: str,
+        k: int | None,
     ) -> "HeadSet":
         made = cls.__new__(cls)
         pt.Artifact.__init__(made, pt.Artifact.NO_PATH)
-        made.heads = tuple(heads)
-        made.scores = None if scores is None else tuple(float(score) for score in scores)
-        made.model, made.settings, made.detection, made.version = model, settings, detection, version
-        made._check("a head set")
+        made.heads, made.scores, made.model = tuple(heads), scores, model
+        made.settings, made.detection, made.version, made.k = settings, detection, version, k
+        made._check()
         return made
 
-    def _check(self, what: str) -> None:
-        for number in (self.model.num_layers, self.model.num_heads):
-            if not isinstance(number, numbers.Integral) or number < 1:
-                raise ValueError(f"{what}: {number!r} is no number of layers or heads")
+    def _check(self) -> None:
+        if not isinstance(self.model, ModelIdentity):
+            raise TypeError(f"model is a ModelIdentity, got {self.model!r}")
+        for name in ("num_layers", "num_heads"):
+            check_whole(f"model.{name}", getattr(self.model, name))
         for head in self.heads:
             if head.layer >= self.model.num_layers or head.head >= self.model.num_heads:
-                raise ValueError(f"{what}: there is no head {head} in {self.model}")
-        if self.scores is not None and len(self.scores) != len(self.heads):
-            raise ValueError(f"{what}: {len(self.scores)} scores for {len(self.heads)} heads")
+                raise ValueError(f"there is no head {head} in {self.model}")
+        if self.scores is not None:
+            if len(self.scores) != len(self.heads):
+                raise ValueError(f"{len(self.scores)} scores for {len(self.heads)} heads")
+            pairs = zip(self.heads, self.scores, strict=True)
+            self.scores = tuple(check_number(f"the score of head {head}", score) for head, score in pairs)
+        if self.k is not None:
+            self.k = check_whole("k", self.k, what="number of heads")
+            if self.k > len(self.heads):
+                raise ValueError(f"k is a number of heads from 1 to the set's {len(self.heads)}, got {self.k}")
 
     # Choosing
 
@@ -166,36 +205,42 @@ class HeadSet(pt.Artifact):
     def __len__(self) -> int:
         return len(self.heads)
 
-    def _picked(self, places: Sequence[int]) -> "HeadSet":
+    def _picked(self, places: Sequence[int], k: int | None = None) -> "HeadSet":
         scores = None if self.scores is None else [self.scores[i] for i in places]
         heads = [self.heads[i] for i in places]
         if not heads:
             raise ValueError(f"no head of {self!r} is left")
-        return self._made(heads, scores, self.model, self.settings, self.detection, self.version)
-
-    k = None
+        return self._made(heads, scores, self.model, self.settings, self.detection, self.version, k)
 
     @property
     def ranking(self) -> "HeadSet":
+        """The heads that rank, as a set: the first k, or all of them where k is None."""
         return self.top(self.k or len(self))
 
-    def with_k(self, k):
-        made = self._picked(range(len(self)))
-        made.k = k
-        return made
+    def with_k(self, k: int | None) -> "HeadSet":
+        """The same heads, of which the first k rank; all of them for None.
+
+        Raises:
+            TypeError: for a k that is no number.
+            ValueError: for one that is not from 1 to the number of heads.
+        """
+        return self._picked(range(len(self)), k)
 
     def top(self, k: int) -> "HeadSet":
-        """The first k heads; all of them where there are fewer."""
-        if k < 1:
-            raise ValueError(f"k is a number of heads from 1, got {k!r}")
-        return self._picked(range(min(k, len(self.heads))))
+        """The first k heads, all of which rank; all of the set's where there are fewer."""
+        return self._picked(range(min(check_whole("k", k, what="number of heads"), len(self.heads))))
 
     def below(self, layer: int) -> "HeadSet":
-        """The heads of the first so many layers, as if the layers above were cut off (CoRe's pruning)."""
-        return self._picked([i for i, head in enumerate(self.heads) if head.layer < layer])
+        """The heads of the first so many layers, as if the layers above were cut off (CoRe's pruning).
+
+        As many of them rank as before, or all where fewer are left.
+        """
+        layer = check_whole("layer", layer, what="number of layers")
+        places = [i for i, head in enumerate(self.heads) if head.layer < layer]
+        return self._picked(places, self.k and min(self.k, len(places)))
 
     def subset(self, heads: HeadsLike) -> "HeadSet":
-        """Some of the set's heads, in the set's order.
+        """Some of the set's heads, in the set's order, all of which rank.
 
         Raises:
             ValueError: naming a head that is not in the set.
@@ -206,9 +251,13 @@ class HeadSet(pt.Artifact):
         return self._picked([i for i, head in enumerate(self.heads) if head in wanted])
 
     def random(self, k: int, seed: int, *, below: int | None = None) -> "HeadSet":
-        """A control: k heads drawn evenly from all heads of the model, or of its first ``below`` layers."""
-        layers = self.model.num_layers if below is None else below
-        if not 1 <= layers <= self.model.num_layers:
+        """A control: k heads drawn evenly from all heads of the model, or of its first ``below`` layers.
+
+        All of them rank.
+        """
+        k = check_whole("k", k, least=0, what="number of heads")
+        layers = self.model.num_layers if below is None else check_whole("below", below, what="number of layers")
+        if layers > self.model.num_layers:
             raise ValueError(f"below is a number of layers from 1 to {self.model.num_layers}, got {below!r}")
         pool = all_heads(layers, self.model.num_heads)
         if not 1 <= k <= len(pool):
@@ -218,7 +267,7 @@ class HeadSet(pt.Artifact):
         return HeadSet.of([pool[i] for i in drawn], model=self.model, settings=self.settings, detection=detection)
 
     def union(self, other: "HeadSet") -> "HeadSet":
-        """The heads of both, own ones first; without scores, since those of two sets need not compare.
+        """The heads of both, own ones first, all of which rank; without scores: those of two sets need not compare.
 
         Raises:
             MismatchError: for sets of other models or read otherwise.
@@ -286,8 +335,9 @@ class HeadSet(pt.Artifact):
     def to_json(self) -> dict[str, Any]:
         """All of the set as plain JSON values."""
         return {
-            "format": _FORMAT,
+            "format": FORMAT,
             "heads": [str(head) for head in self.heads],
+            "k": self.k,
             "scores": self.scores and list(self.scores),
             "model": asdict(self.model) | {"fingerprint": list(self.model.fingerprint)},
             "settings": settings_to_json(self.settings),
@@ -295,30 +345,63 @@ class HeadSet(pt.Artifact):
             "version": self.version,
         }
 
-    def _take(self, said: dict[str, Any], where: str) -> None:
-        try:
-            if said["format"] != _FORMAT:
-                raise ValueError(f"its format is {said['format']}, this version reads {_FORMAT}")
-            self.heads = parse_heads(said["heads"])
-            self.scores = None if said["scores"] is None else tuple(_number(score) for score in said["scores"])
-            self.model = ModelIdentity(**said["model"] | {"fingerprint": tuple(said["model"]["fingerprint"])})
-            self.settings = _normal(settings_from_json(said["settings"]))
-            self.detection = said["detection"] and Detection(**said["detection"])
-            self.version = said["version"]
-            self._check(where)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{where} is no head set: {error!r}") from None
-        except ValueError as error:
-            raise ValueError(f"{where} is no readable head set: {error}") from None
+    def _take(self, said: Mapping[str, Any], where: str) -> None:
+        with readable(where, "head set"):
+            check_format(said)
+            found = typed(_Said, said, "")
+            self.heads, self.k, self.scores, self.model = parse_heads(found.heads), found.k, found.scores, found.model
+            self.settings = _normal(settings_from_json(found.settings))
+            self.detection, self.version = found.detection, found.version
+            self._check()
 
     def save(self, path: str | Path) -> "HeadSet":
         """Write the set to a new folder, whole or not at all, and return the set that lies there.
 
+        Args:
+            path: the folder; ``~`` is expanded.
+
         Raises:
             FileExistsError: where the path exists already.
+            ArtifactError: where it cannot be written.
         """
-        save_artifact(self, path, {_FILE: as_json(self.to_json())})
-        return HeadSet(path)
+        return HeadSet(save_artifact(self, path, _FILE, self.to_json()))
+
+    # As a card
+
+    def _description(self) -> str:
+        rank = "all of which rank" if self.k is None else f"of which the first {self.k} rank"
+        how = self.detection
+        found = f", found by the criterion {how.criterion} on {how.data}" if how else ""
+        return (
+            f"{len(self)} attention heads of {self.model.name}, best first, {rank}{found}. Candidates are re-ranked by "
+            "the attention that these heads pay to them from the query, with the model's weights left as they are."
+        )
+
+    def _facts(self) -> dict[str, object]:
+        model, found = self.model, self.detection
+        facts: dict[str, object] = {
+            "model": model.name,
+            "revision": model.revision,
+            "tokenizer": model.tokenizer,
+            "weights": shown(model.fingerprint),
+            "shape": f"{model.num_layers} layers with {model.num_heads} heads each",
+            "heads": len(self),
+            "heads that rank (k)": self.k or len(self),
+        }
+        if found is not None:
+            told = ", ".join(f"{name}={value}" for name, value in found.settings.items())
+            facts |= {"criterion (measure of a head)": found.criterion, "criterion's settings": told}
+            facts |= {"data": found.data, "judged queries": found.queries}
+            facts |= {"source": found.source, "note": found.note}
+        facts |= {name: str(value) for name, value in self.settings.items()}
+        return facts | {"pyterrier-routehead": self.version}
+
+    def _usage(self, loaded: str) -> str:
+        return (
+            "from pyterrier_routehead import HeadSet, StaticHeadReranker\n\n"
+            f"reranker = StaticHeadReranker({loaded})  # loads {self.model.name}\n"
+            "reranker(candidates)  # qid, query, docno and text, as from: bm25 >> dataset.text_loader()"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HeadSet) and self.to_json() == other.to_json()
@@ -328,13 +411,8 @@ class HeadSet(pt.Artifact):
 
     def __repr__(self) -> str:
         found = f", {self.detection.criterion}" if self.detection else ""
-        return f"<HeadSet of {len(self.heads)} heads of {self.model.name}{found}>"
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"a score is a number, not {value!r}")
-    return float(value)
+        rank = f", the first {self.k} rank" if self.k is not None else ""
+        return f"<HeadSet of {len(self.heads)} heads of {self.model.name}{found}{rank}>"
 
 
 def _normal(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A head is a (layer, head) pair, both counted from 0, written ``"layer-head"`` as
 (QRHead, arXiv 2506.09944; CoRe, arXiv 2510.02219).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 
@@ -29,8 +29,11 @@ def parse_heads(heads: HeadsLike) -> tuple[Head, ...]:
             ``"layer-head"`` items. ``"all"`` needs a model's shape: use :func:`resolve_heads`.
 
     Raises:
+        TypeError: for what holds no items.
         ValueError: for an item that names no head, a head named twice, or no heads at all.
     """
+    if not isinstance(heads, Iterable):
+        raise TypeError(f"heads are (layer, head) pairs or 'layer-head' strings, got {heads!r}")
     items = heads.split(",") if isinstance(heads, str) else list(heads)
     parsed = tuple(_parse_head(item) for item in items)
     if not parsed:

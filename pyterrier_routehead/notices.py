@@ -1,24 +1,16 @@
 """Warnings that point at the user's own line."""
 
-import contextlib
-import functools
-import os
 import sys
 import warnings
-from pathlib import Path
 
-import pyterrier as pt
-import tqdm
-
-_INSIDE = (
-    *(str(Path(module).parent) + os.sep for module in (__file__, pt.__file__, tqdm.__file__)),
-    *(module.__file__ for module in (contextlib, functools)),  # cached properties are computed in functools
-)
+_INSIDE = (__package__, "pyterrier", "tqdm", "functools", "contextlib")
+"""Packages whose frames are none of the user's: ours, PyTerrier's, and what our calls go through."""
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the innermost line outside of this package, of PyTerrier and of what both call through."""
+    """A UserWarning at the innermost line of the call stack that is the user's."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+    # By module, not by file: a dataclass's __init__ has no file.
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)

@@ -1,5 +1,6 @@
 """How transformers read candidate lists: their common arguments, declared once."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,24 @@ from typing import Any
 import numpy as np
 import pyterrier as pt
 
-from .arguments import check_flag, check_text, check_whole
+from .arguments import check_flag, check_whole
+from .frames import check_fields
+from .head_set import HeadSet
 from .llm import FrozenLLM
 from .model_slot import ModelSlot
-from .reading import SETTING_NAMES, ReadingSettings, resolve_settings
+from .notices import warn
+from .paths import absolute_path
+from .policy import HeadPolicy
+from .reader import ListReader, model_identity
+from .reading import (
+    SETTING_NAMES,
+    ModelIdentity,
+    ReadingSettings,
+    resolve_settings,
+    settings_by_hand,
+    shown_settings,
+)
+from .registry import is_bundled_model, named_model
 from .store import HeadScoreStore
 from .template import PromptTemplate
 
@@ -60,7 +75,7 @@ class ReadsLists(pt.Transformer):
 
     def __post_init__(self) -> None:
         if isinstance(self.store, str | Path):
-            self.store = str(Path(self.store).expanduser().absolute())  # wherever the process goes later
+            self.store = str(absolute_path("store", self.store))  # wherever the process goes later
         self._check()  # a wrong value is refused here, not in the middle of a run
 
     def _check(self) -> ReadingSettings:
@@ -68,9 +83,7 @@ class ReadsLists(pt.Transformer):
         if self.depth is not None:
             check_whole("depth", self.depth)
         check_whole("batch_size", self.batch_size)
-        check_text("text_field", self.text_field)
-        if self.title_field is not None:
-            check_text("title_field", self.title_field)
+        check_fields(self.text_field, self.title_field)
         if self.verbose is not None:
             check_flag("verbose", self.verbose)
         if self.store is not None and not isinstance(self.store, HeadScoreStore | str | Path):
@@ -80,6 +93,41 @@ class ReadsLists(pt.Transformer):
 
     def _given(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SETTING_NAMES}
+
+    def _settings(self, policy: HeadPolicy) -> ReadingSettings:
+        """How text is read for a policy: as set by hand, else as its head set says."""
+        return resolve_settings(self._given(), None if policy.head_set is None else policy.head_set.settings)
+
+    def _reader(self, policy: HeadPolicy, hidden_layers: Sequence[int] = ()) -> ListReader:
+        """What reads text for a policy; opens the model."""
+        head_set, named, layers = policy.head_set, None, policy.layers
+        if head_set is not None:
+            named = named_model(head_set, policy.bundled)
+            _warn_of_other_settings(self._given(), head_set)
+        if layers is not None:
+            layers = max([layers, *(layer + 1 for layer in hidden_layers)])
+        llm = self._models.open(self.llm, named=named, max_layers=layers)
+        if head_set is not None:
+            check_model(policy, model_identity(llm))
+        store = HeadScoreStore.of(self.store)
+        return ListReader(llm, policy.heads, self._settings(policy), hidden_layers=hidden_layers, store=store)
+
+
+def check_model(policy: HeadPolicy, model: ModelIdentity) -> None:
+    """Refuse a model that a policy's heads are not for; other weights of a bundled set's model are a warning."""
+    head_set = policy.head_set
+    if not policy.bundled or not is_bundled_model(model.name):
+        head_set.check_model(model, allow_mismatch=policy.allow_mismatch)
+    elif not head_set.model.is_same(model):
+        warn(f"the heads that come with the package were found in {head_set.model}, not in {model}")
+
+
+def _warn_of_other_settings(given: Mapping[str, Any], head_set: HeadSet) -> None:
+    own = settings_by_hand(given)
+    known = {name: head_set.settings[name] for name in own if name in head_set.settings}
+    own = {name: own[name] for name in known}
+    if own != known:
+        warn(f"the head set's scores were read otherwise than set by hand: {shown_settings(own, known)}")
 
 
 def shown_depth(transformer: ReadsLists) -> str:

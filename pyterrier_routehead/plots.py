@@ -12,14 +12,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def plot_heads(head_set: HeadSet, *, k: int = 8, ax: "Axes | None" = None) -> "Axes":
+_MARKED = 8
+"""Heads that a plot marks of a set that does not say how many of its heads rank."""
+
+
+def plot_heads(head_set: HeadSet, *, k: int | None = None, ax: "Axes | None" = None) -> "Axes":
     """Heat map of the heads' scores, layers by heads, with the first k heads marked and numbered.
 
     Heads without a score are left blank; a set without scores shows the marks alone.
 
     Args:
         head_set: the set.
-        k: how many heads to mark; those that are chosen.
+        k: how many heads to mark; None: as many as rank, or 8 where the set does not say.
         ax: where to draw; None makes a new figure.
 
     Raises:
@@ -33,7 +37,7 @@ def plot_heads(head_set: HeadSet, *, k: int = 8, ax: "Axes | None" = None) -> "A
     if head_set.scores:
         criterion = head_set.detection.criterion if head_set.detection else "score"
         ax.figure.colorbar(image, ax=ax, label=criterion)
-    for number, head in enumerate(head_set.top(k), start=1):
+    for number, head in enumerate(_marked(head_set, k), start=1):
         ax.plot(head.layer, head.head, marker="s", markersize=9, markerfacecolor="none", markeredgecolor="red")
         ax.annotate(str(number), (head.layer, head.head), color="red", fontsize=6, ha="center", va="center")
     ax.set_xlabel("layer")
@@ -42,12 +46,12 @@ def plot_heads(head_set: HeadSet, *, k: int = 8, ax: "Axes | None" = None) -> "A
     return ax
 
 
-def plot_overlap(head_sets: Mapping[str, HeadSet], *, k: int = 8, ax: "Axes | None" = None) -> "Axes":
+def plot_overlap(head_sets: Mapping[str, HeadSet], *, k: int | None = None, ax: "Axes | None" = None) -> "Axes":
     """How many of their first k heads several sets have in common, as a labelled matrix.
 
     Args:
         head_sets: the sets by name.
-        k: how many heads of each count.
+        k: how many heads of each count; None: as many of each as rank, or 8 where a set does not say.
         ax: where to draw; None makes a new figure.
 
     Raises:
@@ -56,18 +60,20 @@ def plot_overlap(head_sets: Mapping[str, HeadSet], *, k: int = 8, ax: "Axes | No
     """
     if not head_sets:
         raise ValueError("there are no head sets to compare")
-    names, sets = list(head_sets), [head_set.top(k) for head_set in head_sets.values()]
+    names, sets = list(head_sets), [_marked(head_set, k) for head_set in head_sets.values()]
     if len({(head_set.model.num_layers, head_set.model.num_heads) for head_set in sets}) > 1:
         raise ValueError("the sets are for models of unlike shape: their heads cannot be compared")
     ax = _axes(ax, (2 + 0.6 * len(sets), 1.5 + 0.6 * len(sets)))
     common = np.array([[len(set(one) & set(other)) for other in sets] for one in sets])
-    ax.imshow(common, vmin=0, vmax=k, cmap="Blues")
+    most = k or int(common.max())
+    ax.imshow(common, vmin=0, vmax=most, cmap="Blues")
     for row, column in np.ndindex(common.shape):
-        dark = common[row, column] > 0.6 * k
+        dark = common[row, column] > 0.6 * most
         ax.text(column, row, str(common[row, column]), ha="center", va="center", color="white" if dark else "black")
     ax.set_xticks(range(len(sets)), names, rotation=45, ha="right")
     ax.set_yticks(range(len(sets)), names)
-    ax.set_title(f"heads in common among the first {k}", fontsize="medium")
+    alike = k or (most if np.all(np.diag(common) == most) else None)
+    ax.set_title(f"heads in common among {f'the first {alike}' if alike else 'those that rank'}", fontsize="medium")
     return ax
 
 
@@ -101,6 +107,10 @@ def plot_training(report: pd.DataFrame) -> "list[Axes]":
         ax.axvline(report["epoch"][report["held-out nDCG@10"].idxmax()], color="grey", linestyle=":")
     axes[-1].set_xlabel("epoch")
     return axes
+
+
+def _marked(head_set: HeadSet, k: int | None) -> HeadSet:
+    return head_set.top(head_set.k or _MARKED if k is None else k)
 
 
 def _axes(ax: "Axes | None", size: tuple[float, float]) -> "Axes":

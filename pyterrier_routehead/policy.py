@@ -1,5 +1,6 @@
 """Who says which heads rank a query: a fixed set for all of them, or a router for each."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,10 +10,12 @@ import numpy as np
 from .errors import NotFittedError
 from .evidence import list_evidence
 from .head_set import HeadSet
-from .heads import Head, HeadsLike, is_all, layers_needed, parse_heads
+from .heads import Head, HeadsLike, describe_heads, is_all, layers_needed, parse_heads
 from .query_encoder import QueryState
+from .registry import is_bundled, named_heads
 from .router import HeadRouter
 
+_NAMED = re.compile(r"(core|qr)-(.*[a-z].*)")
 
 @dataclass(frozen=True)
 class QueryList:
@@ -24,6 +27,7 @@ class QueryList:
         query: its text; None where nobody asks for it.
         first_stage: the first stage's scores, float64 [candidates]; None where nobody asks for them.
         tail: positions of the query's other rows, which keep their order behind those.
+        part_of: of a part, the list that it is of, with the numbers of its candidates there.
     """
 
     qid: str
@@ -31,11 +35,13 @@ class QueryList:
     query: str | None = None
     first_stage: np.ndarray | None = None
     tail: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
+    part_of: "tuple[QueryList, list[int]] | None" = None
 
     def part(self, numbers: Sequence[int] | np.ndarray) -> "QueryList":
         """Some of the candidates, by number, in that order."""
         first = None if self.first_stage is None else self.first_stage[numbers]
-        return QueryList(self.qid, self.rows[numbers], self.query, first)
+        part_of = self, [int(number) for number in numbers]
+        return QueryList(self.qid, self.rows[numbers], self.query, first, part_of=part_of)
 
 
 @dataclass(frozen=True)
@@ -113,9 +119,30 @@ class FixedHeads:
 
     @classmethod
     def of(
-        cls, heads: HeadsLike | HeadSet, *, bundled: bool = False, allow_mismatch: bool = False
+        cls,
+        heads: HeadsLike | HeadSet,
+        *,
+        document_attention: str = "listwise",
+        bundled: bool = False,
+        allow_mismatch: bool = False,
     ) -> "FixedHeads":
-        """Heads by number, or those of a set that rank."""
+        """Heads by number; those of a set that rank; or those of a set by its name with its method.
+
+        Args:
+            heads: ``"all"``, heads, a set, or a name such as ``"core-llama-3.1-8b"``.
+            document_attention: how lists are read: bundled sets by name differ in this.
+            bundled: whether a set came with the package.
+            allow_mismatch: see :class:`HeadPolicy`.
+
+        Raises:
+            TypeError: for None.
+            ValueError: for what names no heads.
+        """
+        if heads is None:
+            raise TypeError("heads are missing: 'all', a list of heads, a HeadSet, or the name of one")
+        if isinstance(heads, str) and (named := _NAMED.fullmatch(heads)):
+            method, name = named.groups()
+            heads, bundled = named_heads(method, name, document_attention), is_bundled(method, name)
         if not isinstance(heads, HeadSet):
             return cls(heads if is_all(heads) else parse_heads(heads))
         ranking = heads.ranking
@@ -227,3 +254,10 @@ class Unfitted:
     def refine(self, choice: Choice, own: QueryList, vectors: np.ndarray) -> Choice:
         """Refused."""
         raise NotFittedError(self.message)
+
+
+def shown_heads(heads: HeadsLike | HeadSet) -> str:
+    """A few words on what a transformer was given as heads, for its repr."""
+    if isinstance(heads, str) and _NAMED.fullmatch(heads):
+        return repr(heads)
+    return describe_heads(heads.ranking.heads if isinstance(heads, HeadSet) else heads)

@@ -4,7 +4,7 @@ The prompt keeps its parts apart, because the kernel encodes the documents first
 once with the query and once with the content-free query. By construction no place is ever searched for in a string.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from .encoding import TextEncoder
@@ -98,7 +98,7 @@ class PromptBuilder:
         self._tag_ids = cache(encoder.markup)  # the same few tags in every list
         self._chat = encoder.chat(template)
         separator, self._separator_ids = encoder.separator(template)
-        self._prefix = encoder.start(self._chat.prefix + template.introduction) + self._separator_ids
+        self._prefix = self._before(self._chat.prefix + template.introduction + separator, self._tag(1))
         self._tail_start = encoder.markup(template.instruction + separator + template.query_label)
         self._suffix = encoder.markup(self._chat.suffix)[: template.suffix_rows]
         self._null = self._tail(template.null_query)
@@ -108,16 +108,37 @@ class PromptBuilder:
         order = list(range(len(candidates)))
         if self.document_order == "best_last":
             order.reverse()
-        texts = self.encoder.data([_after_blank(candidates[i].joined()) for i in order])
-        blocks = [
-            self._block(self._tag(number), ids[: self.max_doc_tokens]) for number, ids in enumerate(texts, start=1)
-        ]
-        return ListPrompt(self._prefix, blocks, order, self._tail(query), self._null)
+        texts = self.encoder.data([_after_blank(candidates[i].joined()) for i in order], self.max_doc_tokens)
+        return ListPrompt(self._prefix, self._blocks(texts), order, self._tail(query), self._null)
+
+    def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
+        """The prompt of the same query and some of its candidates, by number, best first; nothing is encoded anew."""
+        blocks = dict(zip(prompt.order, enumerate(prompt.blocks, start=1), strict=True))
+        order = list(range(len(candidates)))
+        if self.document_order == "best_last":
+            order.reverse()
+        texts = [self._text(*blocks[candidates[i]]) for i in order]
+        return replace(prompt, blocks=self._blocks(texts), order=order)
+
+    def _before(self, markup: str, tag: list[int]) -> list[int]:
+        """Ids of the markup that opens the prompt, which is encoded as it stands before the first tag."""
+        whole = self.encoder.start(markup + self._tag_text(1))
+        return whole[: len(whole) - len(tag)] if whole[len(whole) - len(tag) :] == tag else self.encoder.start(markup)
+
+    def _tag_text(self, number: int) -> str:
+        if self.document_attention == "blockwise":
+            return self.template.block_tag
+        return self.template.document_tag.format(number=number)
 
     def _tag(self, number: int) -> list[int]:
-        if self.document_attention == "blockwise":
-            return self._tag_ids(self.template.block_tag)
-        return self._tag_ids(self.template.document_tag.format(number=number))
+        return self._tag_ids(self._tag_text(number))
+
+    def _blocks(self, texts: list[list[int]]) -> list[DocumentBlock]:
+        return [self._block(self._tag(number), ids) for number, ids in enumerate(texts, start=1)]
+
+    def _text(self, number: int, block: DocumentBlock) -> list[int]:
+        """What a block holds between tag and separator."""
+        return block.ids[len(self._tag(number)) : len(block.ids) - len(self._separator_ids)]
 
     def _block(self, tag: list[int], text: list[int]) -> DocumentBlock:
         start = 0 if self.template.span == "document" else len(tag)

@@ -2,11 +2,11 @@
 
 QRHead: princeton-pli/QRHead (arXiv 2506.09944), ``src/qrretriever/configs``, 16 heads a model and 32 for 70B. CoRe:
 linhhtran/CoRe-Reranking (arXiv 2510.02219), ``head_data/*/core_temp*_prune0.0.json``, the 20 heads with the highest
-scores, of which the paper takes 8. Neither gives a fingerprint of the weights: these sets are checked by id and shape.
+scores, of which the paper ranks by 8. Neither gives a fingerprint of the weights: these sets are checked by id and
+shape.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from .head_set import Detection, HeadSet
 from .reading import ModelIdentity
@@ -80,19 +80,19 @@ def _qr(name: str) -> HeadSet:
     criterion = "ndcg@10" if data == "nq" else "qr-calibrated"
     source = "arXiv 2506.09944, https://github.com/princeton-pli/QRHead"
     detection = Detection(criterion, {"calibrated": True}, name_of_data, queries, source, note)
-    return HeadSet.of(_QR[name], model=_identity(model), settings=paper_settings("qr"), detection=detection)
+    settings = paper_settings("qr-qwen" if model.startswith("qwen") else "qr")
+    count = _QR[name].count(",") + 1  # QRHead's lists hold what ranks, no more
+    return HeadSet.of(_QR[name], model=_identity(model), settings=settings, detection=detection, k=count)
 
 
 def _core(model: str) -> HeadSet:
     temperature, heads = _CORE[model]
-    settings = paper_settings("core")
-    if model.startswith("mistral"):
-        settings["prompt"] = replace(settings["prompt"], span_overhang=0)  # as CoRe's code for Mistral
+    settings = paper_settings("core-mistral" if model.startswith("mistral") else "core")
     source = "arXiv 2510.02219, https://github.com/linhhtran/CoRe-Reranking"
     how = {"temperature": temperature, "calibrated": False, "positions": 5, "depth": 50}
     note = _GRANITE if model.startswith("granite") else ""
     detection = Detection("core", how, "NQ train", 1000, source, note)
-    return HeadSet.of(heads, model=_identity(model), settings=settings, detection=detection)
+    return HeadSet.of(heads, model=_identity(model), settings=settings, detection=detection, k=8)
 
 
 def _identity(model: str) -> ModelIdentity:
@@ -112,8 +112,8 @@ PUBLISHED = tuple(_SETS)
 def published_heads(name: str) -> HeadSet:
     """A published list as a head set, with the prompt and order of its paper.
 
-    ``published_heads("core-llama-3.1-8b").top(8)`` is CoRe's choice for Llama-3.1-8B-Instruct. CoRe's list for Granite
-    comes with a warning in ``detection.note``.
+    Of ``published_heads("core-llama-3.1-8b")`` the first 8 rank: CoRe's choice for Llama-3.1-8B-Instruct. CoRe's list
+    for Granite comes with a warning in ``detection.note``.
 
     Args:
         name: one of :data:`PUBLISHED`.

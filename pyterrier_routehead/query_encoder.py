@@ -7,15 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .errors import ListTooLongError, UnsupportedArchitectureError
+from .fingerprint import ModelSnapshot
 from .llm import FrozenLLM
+from .locks import new_lock
 from .template import DEFAULT_TEMPLATE, PromptTemplate
 
 POOLINGS = ("mean", "last")
 SOURCES = ("query", "tail")
 _REMEMBERED = 10_000
-_embedded: "weakref.WeakKeyDictionary[FrozenLLM, dict[tuple[QueryState, str], np.ndarray]]" = (
+_embedded: "weakref.WeakKeyDictionary[FrozenLLM, dict[tuple[ModelSnapshot, QueryState, str], np.ndarray]]" = (
     weakref.WeakKeyDictionary()
 )
+_embedded_lock = new_lock()
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,11 @@ def encode_queries(
 
     Raises:
         ValueError: for a layer that the model does not have.
+        ListTooLongError: for a query beyond the model's context, by its beginning.
+        UnsupportedArchitectureError: for one so long that the model's rotary frequencies would change.
     """
     from .attention import QueryPass
+    from .kernel import check_length
 
     check_layer(state.layer, llm)
     encoder = llm.encoder
@@ -73,6 +80,10 @@ def encode_queries(
     found = {}
     for query in dict.fromkeys(queries):
         own = encoder.data([f" {query.strip()}"])[0]
+        try:
+            check_length(llm, len(start) + len(own))
+        except (ListTooLongError, UnsupportedArchitectureError) as error:
+            raise type(error)(f"query {shortened(query)}: {error}") from None
         this_pass = QueryPass(start + own, slice(len(start), None), [state.layer])
         llm.forward(this_pass)
         hidden = this_pass.hidden[state.layer]
@@ -81,11 +92,28 @@ def encode_queries(
     return found
 
 
-def embed_query(llm: FrozenLLM, query: str, state: QueryState) -> np.ndarray:
-    """One query's embedding, float32 [hidden size]; a model's last 10,000 or so are remembered while it lives."""
-    known = _embedded.setdefault(llm, {})
-    if (state, query) not in known:
-        if len(known) >= _REMEMBERED:
-            known.clear()
-        known[state, query] = encode_queries(llm, [query], state)[query]
-    return known[state, query]
+def embed_query(llm: FrozenLLM, query: str, state: QueryState, snapshot: ModelSnapshot | None = None) -> np.ndarray:
+    """One query's embedding, float32 [hidden size]; a model's last 10,000 or so are remembered while it lives.
+
+    Args:
+        llm: the model.
+        query: the query.
+        state: which hidden state is wanted.
+        snapshot: what the model is now, if that has just been looked at.
+    """
+    key = (snapshot if snapshot is not None else llm.snapshot(), state, query)
+    with _embedded_lock:
+        found = _embedded.setdefault(llm, {}).get(key)
+    if found is None:
+        found = encode_queries(llm, [query], state)[query]
+        with _embedded_lock:
+            known = _embedded.setdefault(llm, {})
+            if len(known) >= _REMEMBERED:
+                known.clear()
+            known[key] = found
+    return found
+
+
+def shortened(query: str, most: int = 40) -> str:
+    """A query for a message, as it would be quoted in code: its beginning."""
+    return repr(query if len(query) <= most else query[:most] + "…")

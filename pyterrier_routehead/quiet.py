@@ -1,10 +1,11 @@
 """Keeps transformers' load reports and progress bars out of a user's output while a model is loaded."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_lock = threading.Lock()
+from .locks import new_lock
+
+_lock = new_lock()
 _inside = 0
 _before: tuple[int, bool] = (0, True)
 

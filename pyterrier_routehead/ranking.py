@@ -35,8 +35,10 @@ def rank(
     wants. A list that does not fit into one prompt is ranked in sliding windows.
 
     Raises:
+        MismatchError: for head scores that must not be used here, before anything is ranked.
         ValueError: naming the qid of a list that cannot be read, or whose scores are not finite.
     """
+    source.accept(lists)
     for batch in in_batches(lists, source.batch_size):
         choices = [policy.choose(own, source) for own in batch]
         windows = [source.windows(own) for own in batch]

@@ -2,10 +2,13 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import ListTooLongError
+from .fingerprint import ModelSnapshot
 from .heads import Head, HeadsLike, all_heads, is_all, resolve_heads
 from .llm import FrozenLLM
 from .prompt import Candidate, ListPrompt, PromptBuilder
@@ -26,7 +29,10 @@ class CandidateList:
 
 
 class ListReader:
-    """Reads some heads of a model under some settings.
+    """Reads some heads of a model under some settings, for the time of one call of a transformer.
+
+    What the model is, for the store and for those who are given scores, is looked at once, on first use: a loaded model
+    may have been changed since the last call.
 
     Args:
         llm: the frozen model.
@@ -61,20 +67,32 @@ class ListReader:
         )
 
     def with_heads(self, heads: HeadsLike) -> "ListReader":
-        """The same reader for other heads."""
+        """A reader of other heads, otherwise the same, for the same call."""
         other = copy.copy(self)
         other._all = is_all(heads)
         other.heads = resolve_heads(heads, self.llm.num_layers, self.llm.num_heads)
+        if self.store is not None:
+            other.snapshot = self.snapshot  # taken once for all
         return other
+
+    @cached_property
+    def snapshot(self) -> ModelSnapshot:
+        """What the model is during this call."""
+        return self.llm.snapshot()
 
     @property
     def reading(self) -> Reading:
         """What the scores speak of."""
-        return Reading(model_identity(self.llm), self.heads, self.settings, self._all, self.hidden_layers)
+        model = model_identity(self.llm, self.snapshot.fingerprint)
+        return Reading(model, self.heads, self.settings, self._all, self.hidden_layers)
 
     def prompt(self, candidates: CandidateList) -> ListPrompt:
         """The prompt of a list."""
         return self._builder.build(candidates.query, candidates.candidates)
+
+    def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
+        """The prompt of some candidates of a list (by number, best first), without encoding any anew."""
+        return self._builder.part(prompt, candidates)
 
     def read(self, lists: Sequence[CandidateList], batch_size: int) -> Iterator[tuple[CandidateList, "ListScores"]]:
         """Scores of each list, in order, ``batch_size`` lists per pass.
@@ -97,7 +115,7 @@ class ListReader:
 
         layers = max(layer for layer in (*(head.layer for head in self.heads), *self.hidden_layers)) + 1
         stored = all_heads(layers, self.llm.num_heads)
-        keys = [store_key(self.llm, prompt, self.settings.document_attention) for prompt in prompts]
+        keys = [store_key(self.snapshot, prompt, self.settings.document_attention) for prompt in prompts]
         found = [self.store.get(key, layers, self.hidden_layers) for key in keys]
         missing = [i for i, scores in enumerate(found) if scores is None]
         read = self._run([prompts[i] for i in missing], stored, True)
@@ -128,17 +146,43 @@ class ListReader:
         return listwise and context is not None and prompt.length("listwise") > context
 
     def check_length(self, qid: str, prompt: ListPrompt) -> None:
-        """Refuse a list that the model cannot read, naming its qid."""
+        """Refuse a list that the model cannot read, naming its qid.
+
+        Raises:
+            ListTooLongError: for a query that leaves no room for documents, or a list beyond the model's context.
+            UnsupportedArchitectureError: for a list so long that the model's rotary frequencies would change.
+        """
         from .kernel import check_length
 
+        self.room_for_documents(qid, prompt)
         try:
             check_length(self.llm, prompt.length(self.settings.document_attention))
         except ValueError as error:
             what = f"query {qid!r} with {len(prompt.blocks)} candidates"
             raise type(error)(f"{what}: {error}") from None
 
+    def room_for_documents(self, qid: str, prompt: ListPrompt) -> int | None:
+        """How many positions of the model's context query and markup leave; None where no context is known.
 
-def model_identity(llm: FrozenLLM) -> ModelIdentity:
-    """Which model this is; loads it."""
+        Raises:
+            ListTooLongError: naming the qid of a query that leaves none.
+        """
+        context, alone = self.llm.context_length, replace(prompt, blocks=[]).length("listwise")
+        if context is not None and alone >= context:
+            raise ListTooLongError(
+                f"query {qid!r}: the query and the prompt's wording alone take {alone} tokens, but the context of "
+                f"{self.llm.name} has {context}: shorten the query"
+            )
+        return context if context is None else context - alone
+
+
+def model_identity(llm: FrozenLLM, fingerprint: tuple[str, ...] | None = None) -> ModelIdentity:
+    """Which model this is at this moment; loads it.
+
+    Args:
+        llm: the model.
+        fingerprint: its fingerprint, where it has just been taken.
+    """
     tokenizer = str(llm.tokenizer) if isinstance(llm.tokenizer, str | Path) else None
-    return ModelIdentity(llm.name, llm.fingerprint, llm.total_layers, llm.num_heads, llm.revision, tokenizer)
+    fingerprint = llm.fingerprint if fingerprint is None else fingerprint
+    return ModelIdentity(llm.name, fingerprint, llm.total_layers, llm.num_heads, llm.revision, tokenizer)

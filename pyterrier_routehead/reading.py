@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
-
+from .arguments import check_choice, check_flag, check_whole
 from .errors import MismatchError
 from .fingerprint import same_weights, shown
 from .heads import Head, HeadsLike, is_all, resolve_heads
 from .prompt import DOCUMENT_ATTENTIONS, DOCUMENT_ORDERS
-from .template import DEFAULT_TEMPLATE, ChatMarkup, PromptTemplate, get_template
+from .schema import typed_fields
+from .template import DEFAULT_TEMPLATE, PromptTemplate, get_template
 
 TOKEN_FILTERS = ("head", "sum", "none")
 
@@ -33,6 +33,10 @@ class ReadingSettings:
         token_filter: the 2-sigma filter on calibrated tokens: ``"head"`` (per head, so scores add up over heads),
             ``"sum"`` (after summing the heads, as the papers' code does) or ``"none"``. None means ``"head"``, and
             ``"none"`` without calibration.
+
+    Raises:
+        TypeError: naming the setting, for a value of another type.
+        ValueError: naming the setting, for a wrong value, or for a filter without calibration.
     """
 
     prompt: PromptTemplate = DEFAULT_TEMPLATE
@@ -43,22 +47,17 @@ class ReadingSettings:
     token_filter: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.calibrate, bool | np.bool_):
-            raise ValueError(f"calibrate is True or False, got {self.calibrate!r}")
+        object.__setattr__(self, "calibrate", check_flag("calibrate", self.calibrate))
         if self.token_filter is None:
             object.__setattr__(self, "token_filter", "head" if self.calibrate else "none")
-        object.__setattr__(self, "calibrate", bool(self.calibrate))
         for name, allowed in (
             ("document_order", DOCUMENT_ORDERS),
             ("document_attention", DOCUMENT_ATTENTIONS),
             ("token_filter", TOKEN_FILTERS),
         ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
-        number = self.max_doc_tokens
-        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
-            raise ValueError(f"max_doc_tokens is a number of tokens from 1, got {number!r}")
-        object.__setattr__(self, "max_doc_tokens", int(number))
+            check_choice(name, getattr(self, name), allowed)
+        number = check_whole("max_doc_tokens", self.max_doc_tokens, what="number of tokens")
+        object.__setattr__(self, "max_doc_tokens", number)
         if not self.calibrate and self.token_filter != "none":
             raise ValueError(
                 f"token_filter={self.token_filter!r} filters calibrated scores, but calibrate=False: "
@@ -84,21 +83,15 @@ def settings_to_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: asdict(value) if name == "prompt" else value for name, value in settings.items()}
 
 
-def settings_from_json(said: Mapping[str, Any]) -> dict[str, Any]:
+def settings_from_json(said: object) -> dict[str, Any]:
     """What :func:`settings_to_json` has written.
 
     Raises:
-        ValueError: for settings that this version does not know.
+        ValueError: for settings that this version does not know, and for values of another type.
     """
-    settings = dict(said)
-    if unknown := set(settings) - set(SETTING_NAMES):
-        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
-    if "prompt" in settings:
-        template = dict(settings["prompt"])
-        if isinstance(template.get("chat"), Mapping):
-            template["chat"] = ChatMarkup(**template["chat"])
-        settings["prompt"] = PromptTemplate(**template)
-    return settings
+    if isinstance(said, Mapping) and (unknown := sorted(set(said) - set(SETTING_NAMES))):
+        raise ValueError(f"unknown settings {', '.join(unknown)}; known: {', '.join(SETTING_NAMES)}")
+    return typed_fields(ReadingSettings, said, "settings")
 
 
 def shown_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

@@ -1,18 +1,14 @@
 """Re-rankers with a fixed set of heads: `StaticHeadReranker`, and `ICRReranker`, which sums all of them."""
 
-import re
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
+from .arguments import check_flag
 from .head_set import HeadSet
-from .heads import HeadsLike, describe_heads, is_all, kept_heads, parse_heads
+from .heads import HeadsLike, kept_heads
 from .options import shown_depth
-from .policy import FixedHeads, HeadPolicy
-from .reading import ReadingSettings, resolve_settings
-from .registry import is_bundled, named_heads
+from .policy import FixedHeads, HeadPolicy, shown_heads
+from .reading import ReadingSettings
 from .reranker import HeadReranker
-
-_NAMED = re.compile(r"(core|qr)-(.*[a-z].*)")
 
 
 @dataclass(eq=False, repr=False)
@@ -43,22 +39,17 @@ class StaticHeadReranker(HeadReranker):
         super().__post_init__()
 
     def __repr__(self) -> str:
-        return f"StaticHeadReranker({describe_heads(self.heads)}{shown_depth(self)})"
+        return f"StaticHeadReranker({shown_heads(self.heads)}{shown_depth(self)})"
 
     def _policy(self, document_attention: str) -> HeadPolicy:
-        if isinstance(self.heads, str) and (named := _NAMED.fullmatch(self.heads)):
-            method, name = named.groups()
-            return FixedHeads.of(
-                named_heads(method, name, document_attention),
-                bundled=is_bundled(method, name),
-                allow_mismatch=self.allow_mismatch,
-            )
-        return FixedHeads.of(self.heads, allow_mismatch=self.allow_mismatch)
+        return FixedHeads.of(
+            self.heads, document_attention=document_attention, allow_mismatch=self.allow_mismatch
+        )
 
     def _check(self) -> ReadingSettings:
-        settings = super()._check()
-        check_heads(self.heads)
-        return checked_with_set(self._given(), self._policy(self.document_attention or "listwise"), settings)
+        check_flag("allow_mismatch", self.allow_mismatch)
+        super()._check()
+        return self._settings(self._policy(self.document_attention or "listwise"))
 
 
 @dataclass(eq=False, repr=False)
@@ -76,22 +67,3 @@ class ICRReranker(HeadReranker):
 
     def _policy(self, document_attention: str) -> HeadPolicy:
         return FixedHeads.of("all")
-
-
-def check_heads(heads: object) -> None:
-    """Refuse what names no heads.
-
-    Raises:
-        TypeError: for None or another type.
-        ValueError: for heads that do not exist.
-    """
-    if heads is None:
-        raise TypeError("heads are missing: 'all', a list of heads, a HeadSet, or the name of one")
-    if isinstance(heads, HeadSet) or (isinstance(heads, str) and (is_all(heads) or _NAMED.fullmatch(heads))):
-        return
-    parse_heads(heads)
-
-
-def checked_with_set(given: dict[str, Any], policy: HeadPolicy, settings: ReadingSettings) -> ReadingSettings:
-    """The settings that text is read with, which those of a head set may contradict."""
-    return settings if policy.head_set is None else resolve_settings(given, policy.head_set.settings)

@@ -1,9 +1,7 @@
 """`HeadReranker`: what the re-rankers are made of, whoever says which heads rank."""
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,18 +10,16 @@ import pyterrier as pt
 from .arguments import check_number
 from .errors import MismatchError, NotFittedError
 from .frames import check_columns, object_column, used_title_field, with_ranking, with_tail
-from .head_set import HeadSet
 from .llm import FrozenLLM
-from .notices import warn
-from .options import ReadsLists
+from .options import ReadsLists, check_model
 from .policy import HeadPolicy, Unfitted
 from .progress import with_progress
 from .ranking import rank
-from .reader import ListReader, model_identity
-from .reading import ModelIdentity, Reading, ReadingSettings, resolve_settings, settings_by_hand, shown_settings
-from .registry import is_bundled_model, named_model
+from .reader import model_identity
+from .reading import Reading, ReadingSettings
 from .sources import FrameSource, ScoreSource, TextSource
-from .store import HeadScoreStore
+
+_USED = ("qid", "docno", "rank", "score", "head_scores", "head_reading", "head_scores_raw", "hidden_state")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -50,7 +46,7 @@ class HeadReranker(ReadsLists):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Rank anew; see the class."""
-        return self._ranked(inp)[0]
+        return with_ranking(inp, self._scored(inp)[0])
 
     def _policy(self, document_attention: str) -> HeadPolicy:
         """Which heads rank lists that are read in this pattern."""
@@ -60,8 +56,8 @@ class HeadReranker(ReadsLists):
         check_number("first_stage_weight", self.first_stage_weight)
         return super()._check()
 
-    def _ranked(self, inp: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-        """The ranking, and for each row the choice of heads that ranked it; None below the depth."""
+    def _scored(self, inp: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """For each row the new score, and the choice of heads that gave it; None below the depth."""
         self._check()
         policy = self._policy(self._pattern(inp))
         source = self._scores(inp, policy)
@@ -76,7 +72,7 @@ class HeadReranker(ReadsLists):
                 scores[rows] = with_tail(one.scores, len(rows))
                 for row, choice in zip(one.query.rows, one.choices, strict=True):
                     choices[row] = choice
-        return with_ranking(inp, scores), choices
+        return scores, choices
 
     def _pattern(self, inp: pd.DataFrame) -> str:
         """How the lists of a frame are read, as far as is known before anything is looked at."""
@@ -88,17 +84,17 @@ class HeadReranker(ReadsLists):
 
     def _scores(self, inp: pd.DataFrame, policy: HeadPolicy, *, by_head: bool = False) -> ScoreSource:
         """Where a frame's head scores come from; refuses one that has neither scores nor text. Loads nothing yet."""
+        check_columns(inp, _USED)  # and columns of several levels, in which nothing can be found
         weighed = ["score"] if self._weighs(policy) else []
         beside = ["query"] * policy.needs_query + ["hidden_state"] * policy.needs_hidden_state
-        title = used_title_field(inp.columns, self.title_field)
+        title = used_title_field(inp.columns, self.title_field, self.text_field)
         text = ["query", self.text_field, *([] if title is None else [title])]
+        check_columns(inp, text)
         with pt.validate.any(inp, context=self) as mode:
             mode.result_frame(["head_scores", "head_reading", *beside, *weighed], mode="vectors")
             # Vectors that lost their reading must not be passed over in silence.
             mode.columns(includes=["qid", "docno", *text, *weighed], excludes=["head_scores"], mode="text")
-        order = [name for name in ("rank", "score") if name in inp.columns]
         if mode.mode == "text":
-            check_columns(inp, ["qid", "docno", *text, *order])
             return TextSource(
                 inp,
                 lambda: self._reader(policy),
@@ -107,7 +103,6 @@ class HeadReranker(ReadsLists):
                 batch_size=self.batch_size,
                 by_head=by_head,
             )
-        check_columns(inp, ["qid", "docno", "head_scores", "head_reading", *beside, *order])
         if self.token_filter == "sum" and not by_head:
             raise ValueError(
                 "token_filter='sum' filters after summing heads, but the frame has head_scores, read head by head: "
@@ -129,7 +124,7 @@ class HeadReranker(ReadsLists):
     def _accept(self, reading: Reading, policy: HeadPolicy) -> None:
         """Refuse head scores that were read otherwise than set by hand, or that the heads are not for."""
         reading.check_settings(self._given())
-        if self.title_field != "auto" and (self.title_field is None) != (reading.title_field is None):
+        if self.title_field not in ("auto", reading.title_field):
             raise MismatchError(
                 f"title_field={self.title_field!r} was asked for, but head_scores was read with "
                 f"title_field={reading.title_field!r}"
@@ -137,7 +132,7 @@ class HeadReranker(ReadsLists):
         if self.llm is not None:
             reading.check_model(self._models.identity(self.llm))
         if policy.head_set is not None:
-            _check_model(policy, reading.model)
+            check_model(policy, reading.model)
             policy.head_set.check_settings(reading.settings, allow_mismatch=policy.allow_mismatch)
             reading.columns(policy.heads)  # also those that only another query's list will be ranked by
 
@@ -146,31 +141,3 @@ class HeadReranker(ReadsLists):
         llm = self._models.open(self.llm, named=reading.model, max_layers=layers)
         reading.check_model(model_identity(llm))
         return llm
-
-    def _reader(self, policy: HeadPolicy) -> ListReader:
-        head_set, named = policy.head_set, None
-        settings = resolve_settings(self._given(), None if head_set is None else head_set.settings)
-        if head_set is not None:
-            named = named_model(head_set, policy.bundled)
-            _warn_of_other_settings(self._given(), head_set)
-        llm = self._models.open(self.llm, named=named, max_layers=policy.layers)
-        if head_set is not None:
-            _check_model(policy, model_identity(llm))
-        heads = "all" if head_set is None and policy.layers is None else policy.heads
-        return ListReader(llm, heads, settings, store=HeadScoreStore.of(self.store))
-
-
-def _check_model(policy: HeadPolicy, model: ModelIdentity) -> None:
-    head_set = policy.head_set
-    if not policy.bundled or not is_bundled_model(model.name):
-        head_set.check_model(model, allow_mismatch=policy.allow_mismatch)
-    elif not head_set.model.is_same(model):
-        warn(f"the heads that come with the package were found in {head_set.model}, not in {model}")
-
-
-def _warn_of_other_settings(given: Mapping[str, Any], head_set: HeadSet) -> None:
-    own = settings_by_hand(given)
-    known = {name: head_set.settings[name] for name in own if name in head_set.settings}
-    own = {name: own[name] for name in known}
-    if own != known:
-        warn(f"the head set's scores were read otherwise than set by hand: {shown_settings(own, known)}")

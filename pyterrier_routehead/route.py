@@ -11,7 +11,7 @@ import pyterrier as pt
 from .arguments import check_choice, check_flag, check_share, check_text, check_whole
 from .criteria import get_criterion
 from .detect import check_max_layer, within
-from .frames import object_column
+from .frames import object_column, with_ranking
 from .judged import JudgedList, JudgedLists, check_calibration, check_parts, ranked_heads, read_judged
 from .labels import Recipe, get_recipe
 from .learning import RouterLists, learn_router
@@ -22,7 +22,6 @@ from .progress import shows_progress
 from .query_encoder import POOLINGS, SOURCES, QueryState, check_layer
 from .reading import ModelIdentity, Reading, ReadingSettings
 from .registry import how_to_get_heads, is_bundled, named_router
-from .rerank import checked_with_set
 from .reranker import HeadReranker
 from .router import HeadRouter, Selection
 from .sources import ScoreSource, TextSource
@@ -132,12 +131,12 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Route each query and rank anew; see the class."""
-        out, choices = self._ranked(inp)
+        scores, choices = self._scored(inp)
         if not self.routed_heads:
-            return out
+            return with_ranking(inp, scores)
         column = object_column(len(inp))
         column[:] = [None if choice is None else choice.names for choice in choices]
-        return out.assign(routed_heads=column)
+        return with_ranking(inp, scores, {"routed_heads": column})
 
     def _policy(self, document_attention: str) -> HeadPolicy:
         router = self._used_router(document_attention)
@@ -186,7 +185,6 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         return found
 
     def _check(self) -> ReadingSettings:
-        settings = super()._check()
         check_whole("pool_size", self.pool_size, what="number of heads")
         check_max_layer(self.max_layer)
         get_recipe(self.labels)
@@ -198,6 +196,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             check_flag(name, getattr(self, name))
         if self.router is not None and not isinstance(self.router, HeadRouter | str):
             raise TypeError(f"router is a HeadRouter, the name of one or None, got {type(self.router).__name__}")
+        settings = super()._check()
         router = self._used_router(self.document_attention or "listwise")
         selection = self._selection(None if router is None else router.selection)
         check_share("hold_out", self.hold_out, inside=True)
@@ -206,7 +205,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         if self.detection_data is not None:
             check_text("detection_data", self.detection_data)
         if router is not None:
-            settings = checked_with_set(self._given(), RoutedHeads(router), settings)
+            settings = self._settings(RoutedHeads(router))
         if settings.token_filter == "sum":
             raise ValueError("token_filter='sum' has no scores per head to route over: use 'head' or 'none'")
         return settings

@@ -5,9 +5,9 @@ head of a pool, a projection of the query's embedding, and from their product an
 It is trained with torch (:mod:`pyterrier_routehead.training`) and applied with numpy.
 """
 
-import json
+import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,17 @@ import pyterrier as pt
 from .arguments import check_choice, check_share, check_whole
 from .evidence import EVIDENCE
 from .head_set import HeadSet
+from .paths import absolute_path, read_bytes
 from .query_encoder import QueryState
-from .saving import as_json, save_artifact
+from .saving import FORMAT, as_plain, load_description, readable, save_artifact
+from .schema import LATER, typed
+from .sharing import SharedArtifact
+from .tensors import check_finite_arrays, read_tensors
 from .version import __version__
 
 _JSON, _WEIGHTS = "router.json", "router.safetensors"
-_FORMAT = 1
+_LARGEST, _SMALLEST = 1e9, 1e-9
+"""No number that is learnt is beyond the one, and no deviation below the other: training adds 1e-6."""
 WEIGHT_NAMES = ("mean", "deviation", "projection", "head_embeddings", "bias")
 WEIGHTINGS = ("even", "probability", "logit")
 EVIDENCE_NAMES = ("evidence_mean", "evidence_deviation", "evidence_weights")
@@ -41,6 +46,10 @@ class Selection:
             logit, which may be below 0, and the other arguments do not count (the last two are extensions of ours).
         static_heads: so many of the best heads over all queries are always in, routed ones come in addition (ours).
         unsure: where no probability reaches this, the pool's first ``max_heads`` heads rank: the static set (ours).
+
+    Raises:
+        TypeError: for a value of another type, naming the argument.
+        ValueError: for a value that cannot be, naming the argument.
     """
 
     threshold: float = 0.5
@@ -59,12 +68,6 @@ class Selection:
             object.__setattr__(self, name, number)
         if self.min_heads > self.max_heads:
             raise ValueError(f"min_heads is at most max_heads ({self.max_heads}), got {self.min_heads}")
-
-    @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> "Selection":
-        """What was written by name; early files call the numbers of heads ``least`` and ``most``."""
-        former = {"least": "min_heads", "most": "max_heads"}
-        return cls(**{former.get(name, name): value for name, value in said.items()})
 
     @property
     def by_logits(self) -> bool:
@@ -96,7 +99,20 @@ def weigh(logits: np.ndarray, selection: Selection) -> np.ndarray:
     return logits if selection.by_logits else choose(sigmoid(logits), selection)
 
 
-class HeadRouter(pt.Artifact):
+@dataclass(frozen=True)
+class _Said:
+    """What the router's description holds."""
+
+    format: int
+    pool: Mapping[str, Any]
+    state: QueryState
+    selection: Selection
+    report: Mapping[str, Any]
+    version: str
+    weights_sha256: str | None = field(default=None, metadata=LATER)
+
+
+class HeadRouter(SharedArtifact):
     """A trained router with its pool of heads, its static set and how it chooses.
 
     Attributes:
@@ -111,7 +127,7 @@ class HeadRouter(pt.Artifact):
         version: of the package that made the router.
 
     Raises:
-        ValueError: for a folder that holds no readable router.
+        ArtifactError: for a folder that holds no readable router, naming the file.
     """
 
     ARTIFACT_TYPE = "head_router"
@@ -126,25 +142,19 @@ class HeadRouter(pt.Artifact):
     version: str
 
     def __init__(self, path: str | Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        super().__init__(path)
-        try:
-            said = json.loads((Path(path) / _JSON).read_text(encoding="utf-8"))
-            if said["format"] != _FORMAT:
-                raise ValueError(f"its format is {said['format']}, this version reads {_FORMAT}")
-            self.pool = HeadSet.from_json(said["pool"])
-            self.state, self.selection = QueryState(**said["state"]), Selection.from_json(said["selection"])
-            self.report, self.version = said["report"], said["version"]
-            if not (Path(path) / _WEIGHTS).is_file():
-                raise ValueError(f"there is no {_WEIGHTS} in it")
-            self.weights = load_file(Path(path) / _WEIGHTS)
-            self._check()
-        except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(f"{path} holds no router: there is no {_JSON} in it") from None
-        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"{path} holds no readable router: {error}") from None
+        super().__init__(absolute_path("path", path))
+        said = load_description(self.path, _JSON, "router")
+        with readable(str(self.path / _JSON), "router"):
+            found = typed(_Said, _with_present_names(said), "")
+            if found.format > 1 and found.weights_sha256 is None:
+                raise ValueError("it lacks weights_sha256")
+            self.pool, self.state, self.selection = HeadSet.from_json(found.pool), found.state, found.selection
+            self.report, self.version = dict(found.report), found.version
+            self._check_state()
+        file = self.path / _WEIGHTS
+        with readable(str(file), "router"):
+            self.weights = _read_weights(file, found.weights_sha256)
+            self._check_weights()
 
     @classmethod
     def of(
@@ -156,22 +166,40 @@ class HeadRouter(pt.Artifact):
         selection: Selection | None = None,
         report: Mapping[str, Any] | None = None,
     ) -> "HeadRouter":
-        """A new router, in memory."""
+        """A new router, in memory; arguments as the attributes of the same names.
+
+        Raises:
+            TypeError: for arguments of another type, and a report that JSON cannot hold.
+            ValueError: for weights of another name or shape, or with numbers that cannot be.
+        """
+        selection = Selection() if selection is None else selection
+        kinds = {"pool": (pool, HeadSet), "state": (state, QueryState), "selection": (selection, Selection)}
+        for name, (value, kind) in kinds.items():
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} is a {kind.__name__}, got {value!r}")
         made = cls.__new__(cls)
         pt.Artifact.__init__(made, pt.Artifact.NO_PATH)
-        made.pool, made.state, made.selection = pool, state, selection or Selection()
-        made.weights = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in weights.items()}
-        made.report, made.version = dict(report or {}), __version__
-        made._check()
+        made.pool, made.state, made.selection = pool, state, selection
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused as not finite
+            made.weights = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in weights.items()}
+        made.report, made.version = as_plain(report or {}, "report"), __version__
+        made._check_state()
+        made._check_weights()
         return made
 
-    def _check(self) -> None:
+    def _check_state(self) -> None:
+        if not 0 <= self.state.layer < self.pool.model.num_layers:
+            raise ValueError(f"there is no layer {self.state.layer} in {self.pool.model} to embed queries by")
+
+    def _check_weights(self) -> None:
         expected = {*WEIGHT_NAMES, *(EVIDENCE_NAMES if self.uses_evidence else ())}
         if set(self.weights) != expected:
             raise ValueError(f"its weights are {sorted(self.weights)}, not {sorted(expected)}")
         if self.weights["projection"].ndim != 2:
             raise ValueError(f"its weights 'projection' have the shape {self.weights['projection'].shape}")
         hidden, size = self.weights["projection"].shape
+        if not hidden or not size:
+            raise ValueError(f"its weights 'projection' are empty: they have the shape {(hidden, size)}")
         if self.uses_evidence and any(self.weights[name].shape != (len(EVIDENCE),) for name in EVIDENCE_NAMES):
             raise ValueError(f"its weights for evidence are not {len(EVIDENCE)} numbers each")
         shapes = {"mean": (hidden,), "deviation": (hidden,), "head_embeddings": (len(self.pool), size)}
@@ -179,8 +207,12 @@ class HeadRouter(pt.Artifact):
         for name, shape in shapes.items():
             if self.weights[name].shape != shape:
                 raise ValueError(f"its weights {name!r} have the shape {self.weights[name].shape}, not {shape}")
-        if not all(np.isfinite(array).all() for array in self.weights.values()):
-            raise ValueError("its weights are not finite")
+        check_finite_arrays(self.weights)
+        for name, array in self.weights.items():
+            if np.abs(array).max() > _LARGEST:
+                raise ValueError(f"its weights {name!r} go to {np.abs(array).max():g}, beyond {_LARGEST:g}")
+            if name.endswith("deviation") and array.min() < _SMALLEST:
+                raise ValueError(f"its weights {name!r} go down to {array.min():g}: deviations are above {_SMALLEST:g}")
 
     @property
     def uses_evidence(self) -> bool:
@@ -208,19 +240,25 @@ class HeadRouter(pt.Artifact):
             evidence: [heads, 4], for a router that uses it; see :mod:`pyterrier_routehead.evidence`.
 
         Raises:
-            ValueError: for an embedding or evidence of another size.
+            ValueError: for an embedding or evidence of another size, or with numbers that are not finite or so large
+                that the logits are not.
         """
         weights = self.weights
-        if np.shape(state) != weights["mean"].shape:
-            raise ValueError(f"the query embedding has the shape {np.shape(state)}, not {weights['mean'].shape}")
-        query = ((state - weights["mean"]) / weights["deviation"]) @ weights["projection"]
-        logits = weights["head_embeddings"] @ query / np.sqrt(len(query)) + weights["bias"]
+        _check_told("the query embedding", state, weights["mean"].shape)
         if self.uses_evidence:
-            if np.shape(evidence) != (len(self.pool), len(EVIDENCE)):
-                wanted = len(self.pool), len(EVIDENCE)
-                raise ValueError(f"the evidence has the shape {np.shape(evidence)}, not {wanted}")
-            told = (evidence - weights["evidence_mean"]) / weights["evidence_deviation"]
-            logits = logits + told @ weights["evidence_weights"]
+            _check_told("the evidence", evidence, (len(self.pool), len(EVIDENCE)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            query = ((state - weights["mean"]) / weights["deviation"]) @ weights["projection"]
+            logits = weights["head_embeddings"] @ query / np.sqrt(len(query)) + weights["bias"]
+            if self.uses_evidence:
+                told = (evidence - weights["evidence_mean"]) / weights["evidence_deviation"]
+                logits = logits + told @ weights["evidence_weights"]
+        if not np.isfinite(logits).all():
+            head = self.pool.heads[int(np.argmin(np.isfinite(logits)))]
+            raise ValueError(
+                f"the router's logit of head {head} is not finite: the query embedding goes to "
+                f"{np.abs(state).max():g}, far from those that {self!r} was trained on"
+            )
         return logits.astype(np.float64)
 
     def route(self, state: np.ndarray, evidence: np.ndarray | None = None) -> np.ndarray:
@@ -230,22 +268,74 @@ class HeadRouter(pt.Artifact):
     def save(self, path: str | Path) -> "HeadRouter":
         """Write the router to a new folder, whole or not at all, and return the router that lies there.
 
+        Args:
+            path: the folder; ``~`` is expanded.
+
         Raises:
             FileExistsError: where the path exists already.
+            ArtifactError: where it cannot be written.
         """
         from safetensors.numpy import save
 
+        weights = save(self.weights)
         said = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "pool": self.pool.to_json(),
             "state": asdict(self.state),
             "selection": asdict(self.selection),
             "report": self.report,
             "version": self.version,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
         }
-        save_artifact(self, path, {_JSON: as_json(said), _WEIGHTS: save(self.weights)})
-        return HeadRouter(path)
+        return HeadRouter(save_artifact(self, path, _JSON, said, {_WEIGHTS: weights}))
+
+    # As a card
+
+    def _description(self) -> str:
+        return (
+            f"A router over {len(self.pool)} attention heads of {self.pool.model.name}: from a query's embedding it "
+            "tells which of them suit the query, and candidates are re-ranked by the attention that these pay to them."
+        )
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            **{name: value for name, value in self.pool._facts().items() if name != "heads that rank (k)"},
+            "query embedding": ", ".join(f"{name}={value}" for name, value in asdict(self.state).items()),
+            "choice of heads": ", ".join(f"{name}={value}" for name, value in asdict(self.selection).items()),
+            "evidence of the list": self.uses_evidence or None,
+            **{f"training: {name}": value for name, value in self.report.items()},
+            "pyterrier-routehead": self.version,
+        }
+
+    def _usage(self, loaded: str) -> str:
+        return (
+            "from pyterrier_routehead import HeadRouter, RouteHeadReranker\n\n"
+            f"reranker = RouteHeadReranker({loaded})  # loads {self.pool.model.name}\n"
+            "reranker(candidates)  # qid, query, docno and text, as from: bm25 >> dataset.text_loader()"
+        )
 
     def __repr__(self) -> str:
         told = ", kept its start: nearly the same heads for every query" if self.report.get("kept its start") else ""
         return f"<HeadRouter over {len(self.pool)} heads of {self.pool.model.name}{told}>"
+
+
+def _read_weights(file: Path, sha256: str | None) -> dict[str, np.ndarray]:
+    if sha256 is not None and hashlib.sha256(read_bytes(file)).hexdigest() != sha256:
+        raise ValueError(f"it is damaged: its checksum differs from the one in {_JSON}")
+    weights, _ = read_tensors(file)
+    return weights
+
+
+def _check_told(what: str, told: np.ndarray | None, shape: tuple[int, ...]) -> None:
+    if np.shape(told) != shape:
+        raise ValueError(f"{what} has the shape {np.shape(told)}, not {shape}")
+    if not np.isfinite(told).all():
+        raise ValueError(f"{what} is not finite; the model's dtype may overflow, try float32")
+
+
+def _with_present_names(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A router's description in which early files' ``least`` and ``most`` are named as they are now."""
+    former, selection = {"least": "min_heads", "most": "max_heads"}, said.get("selection")
+    if not isinstance(selection, dict):
+        return dict(said)
+    return {**said, "selection": {former.get(name, name): value for name, value in selection.items()}}

@@ -1,34 +1,164 @@
-"""Writes artifacts as PyTerrier's own functions want them: a folder that appears whole or not at all."""
+"""Artifacts as folders: written whole or not at all, with a checksum, and read with everything checked.
 
+The description of an artifact is a JSON file that holds the SHA-256 of its own content; files of format 1 have none.
+"""
+
+import errno
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyterrier as pt
 
+from .errors import ArtifactError
+from .paths import absolute_path, read_bytes, reason
+from .schema import parse_json
 
-def save_artifact(artifact: pt.Artifact, path: str | Path, files: Mapping[str, bytes]) -> None:
-    """Write an artifact's files and its ``pt_meta.json`` to a new folder.
+FORMAT = 2
+"""What this version writes. It reads format 1 too, which has no checksum."""
+
+
+def save_artifact(
+    artifact: pt.Artifact,
+    path: str | Path,
+    name: str,
+    said: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write an artifact to a new folder: its description, its files and the ``pt_meta.json``.
+
+    Args:
+        artifact: what is saved.
+        path: the folder; ``~`` is expanded.
+        name: of the file of the description.
+        said: the description, with plain values or numpy's.
+        files: other files by name.
+
+    Returns:
+        The folder's absolute path.
 
     Raises:
         FileExistsError: where the path exists already.
+        ArtifactError: where it cannot be written.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists already")
+    path = absolute_path("path", path)
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already: choose another path, or remove what lies there")
+    plain = as_plain(dict(said), name)
+    contents = {
+        **(files or {}),
+        name: _as_json({**plain, "checksum": _checksum(plain)}),
+        "pt_meta.json": _as_json(artifact._build_metadata()),
+    }
+    try:
+        _write_folder(path, contents)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and os.path.lexists(path):  # made in the meantime
+            raise FileExistsError(f"{path} exists already: choose another path, or remove what lies there") from None
+        raise ArtifactError(f"{path} cannot be written: {reason(error)}") from error
+    return path
+
+
+def _write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pt.io.finalized_directory(str(path.absolute())) as folder:
-        for name, content in {**files, "pt_meta.json": as_json(artifact._build_metadata())}.items():
-            (Path(folder) / name).write_bytes(content)
+    scratch = path.parent / f".{uuid.uuid4().hex}.tmp"
+    scratch.mkdir()
+    try:
+        for file, content in contents.items():
+            (scratch / file).write_bytes(content)
+        scratch.rename(path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
 
 
-def as_json(said: object) -> bytes:
-    """Plain values, numpy's too, as JSON for people to read."""
-    return (json.dumps(said, indent=1, default=_plain) + "\n").encode()
+def load_description(folder: Path, name: str, what: str) -> dict[str, Any]:
+    """What :func:`save_artifact` wrote as the description, less the checksum, which is compared.
+
+    Args:
+        folder: the artifact's folder.
+        name: of the file of the description.
+        what: what it should be, for messages.
+
+    Raises:
+        ArtifactError: naming the file.
+    """
+    file = folder / name
+    try:
+        said = parse_json(read_bytes(file))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{folder} holds no {what}: there is no {name} in it") from None
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be read: {reason(error)}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{file} is damaged: {error}") from None
+    with readable(str(file), what):
+        check_format(said)
+        checksum = said.pop("checksum", None)
+        if said["format"] != 1 and checksum is None:
+            raise ValueError("it has no checksum")
+        if checksum is not None and checksum != _checksum(said):
+            raise ValueError(
+                "its checksum differs, so it was damaged or changed by hand: get it anew, or make and save another one"
+            )
+    return said
+
+
+@contextmanager
+def readable(where: str, what: str) -> Iterator[None]:
+    """Whatever cannot be read within, or a check refuses, is an ArtifactError that says where."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{where} cannot be read: {reason(error)}") from None
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{where} is no readable {what}: {error}") from None
+
+
+def check_format(said: object) -> None:
+    """Refuse what is no description, or one of another format than this version reads."""
+    if not isinstance(said, dict):
+        raise ValueError(f"it is an object with fields, found {type(said).__name__}")
+    if "format" not in said:
+        raise ValueError("it lacks format")
+    known = range(1, FORMAT + 1)
+    if type(said["format"]) is not int or said["format"] not in known:
+        raise ValueError(f"its format is {said['format']!r}, this version reads {' and '.join(map(str, known))}")
+
+
+def as_plain(said: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Values as JSON has them: numpy's become Python's, tuples lists, names strings.
+
+    Raises:
+        TypeError: for values that JSON does not have.
+        ValueError: for numbers that are not finite, and for nesting without end.
+    """
+    try:
+        return parse_json(json.dumps(said, default=_plain, allow_nan=False))
+    except TypeError as error:
+        raise TypeError(f"{what}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} cannot be written as JSON: {error}") from None
 
 
 def _plain(value: object) -> object:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"{value!r} cannot be written as JSON")
+
+
+def _as_json(said: object) -> bytes:
+    """Plain values as JSON for people to read."""
+    return (json.dumps(said, indent=1) + "\n").encode()
+
+
+def _checksum(said: Mapping[str, Any]) -> str:
+    """SHA-256 over the content, however it is laid out."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from .errors import ListTooLongError
+from .fingerprint import ModelSnapshot
 from .frames import (
     CandidateRows,
     candidate_lists,
@@ -16,7 +18,7 @@ from .frames import (
     query_text,
     vector_rows,
 )
-from .heads import HeadsLike, all_heads, is_all
+from .heads import HeadsLike, all_heads, is_all, parse_heads
 from .llm import FrozenLLM
 from .notices import warn
 from .policy import QueryList
@@ -70,6 +72,9 @@ class ScoreSource(Protocol):
     def lists(self, depth: int | None, *, query: bool, first_stage: bool) -> list[QueryList]:
         """The frame's lists, down to a depth, with query and first stage's scores where they are wanted."""
 
+    def accept(self, lists: Sequence[QueryList]) -> None:
+        """Refuse scores that must not be used here, before any are read."""
+
     def embed(self, own: QueryList, state: QueryState) -> np.ndarray:
         """The hidden state that stands for a query, float32 [hidden size]."""
 
@@ -108,7 +113,7 @@ class FrameSource:
         self._open_model = open_model
         self._accepted: dict[int, Reading] = {}  # held, so that an id stays that of its reading
         self._columns: dict[tuple[int, HeadsLike], list[int]] = {}
-        self._models: dict[int, FrozenLLM] = {}
+        self._models: dict[int, tuple[FrozenLLM, ModelSnapshot]] = {}
 
     def lists(self, depth: int | None, *, query: bool, first_stage: bool) -> list[QueryList]:
         """The frame's lists: their first candidates, that have vectors."""
@@ -116,11 +121,15 @@ class FrameSource:
 
     def _list(self, own: CandidateRows, depth: int | None, query: bool, first_stage: bool) -> QueryList:
         readings, _ = vector_rows(self.frame, own)
-        for reading in readings:
-            if id(reading) not in self._accepted:
-                self._accepted[id(reading)] = reading
-                self._accept(reading)
         return query_list(self.frame, own, len(readings[:depth]), query=query, first_stage=first_stage)
+
+    def accept(self, lists: Sequence[QueryList]) -> None:
+        """Every reading that the lists' vectors have."""
+        for own in lists:
+            for reading in self.frame["head_reading"].iloc[own.rows]:
+                if id(reading) not in self._accepted:
+                    self._accept(reading)
+                    self._accepted[id(reading)] = reading
 
     def reading(self, own: QueryList) -> Reading:
         """What the vectors of a list's first candidate speak of."""
@@ -137,8 +146,10 @@ class FrameSource:
                 )
             return np.asarray(self.frame["hidden_state"].iloc[own.rows[0]])[reading.hidden_layers.index(state.layer)]
         if id(reading) not in self._models:
-            self._models[id(reading)] = self._open_model(reading, state.layer + 1)
-        return embed_query(self._models[id(reading)], own.query, state)
+            llm = self._open_model(reading, state.layer + 1)
+            self._models[id(reading)] = llm, llm.snapshot()
+        llm, snapshot = self._models[id(reading)]
+        return embed_query(llm, own.query, state, snapshot)
 
     def windows(self, own: QueryList) -> None:
         """Whatever was read is there."""
@@ -210,7 +221,7 @@ class TextSource:
         self._open_reader = open_reader
         self._fields = text_field, title_field
         self._by_head = by_head
-        self._built: dict[int, ListPrompt] = {}  # of the lists that are about to be read
+        self._prompts: dict[int, tuple[QueryList, ListPrompt]] = {}  # of the lists that are being read
         self._warned = False
 
     @cached_property
@@ -229,6 +240,9 @@ class TextSource:
             for own in candidate_lists(self.frame)
         ]
 
+    def accept(self, lists: Sequence[QueryList]) -> None:
+        """Text can always be read."""
+
     def embed(self, own: QueryList, state: QueryState) -> np.ndarray:
         """From the query by itself."""
         if state.source == "tail":
@@ -236,28 +250,28 @@ class TextSource:
                 "this router embeds queries by the column 'hidden_state': put it behind "
                 f"AttentionHeadScorer(hidden_layers=[{state.layer}])"
             )
-        return embed_query(self.reader.llm, own.query, state)
+        return embed_query(self.reader.llm, own.query, state, self.reader.snapshot)
 
     def windows(self, own: QueryList) -> Windows | None:
         """For a list-wise list beyond the model's context; warns of the first."""
-        prompt = self.reader.prompt(self._texts(own))
-        if not self.reader.overflows(prompt):
-            self._built[id(own)] = prompt
+        reader, prompt = self.reader, self._prompt(own)
+        if not reader.overflows(prompt):
             return None
         lengths = np.zeros(len(prompt.blocks), dtype=int)
         lengths[prompt.order] = prompt.block_lengths
-        budget = self.reader.llm.context_length - (prompt.length("listwise") - lengths.sum())
+        budget = reader.room_for_documents(own.qid, prompt)
         for row, length in zip(own.rows, lengths, strict=True):
             if length > budget:
-                raise ValueError(
+                raise ListTooLongError(
                     f"query {own.qid!r}: document {self.frame['docno'].iloc[row]!r} takes {length} tokens, but the "
-                    f"context leaves {budget} for documents; lower max_doc_tokens"
+                    f"query and the prompt's wording leave {budget} of the context's {reader.llm.context_length}: "
+                    "lower max_doc_tokens, or shorten the query"
                 )
         if not self._warned:
             self._warned = True
             warn(
                 f"query {own.qid!r}: its {len(own.rows)} candidates take {prompt.length('listwise')} tokens, but the "
-                f"context has {self.reader.llm.context_length}: such lists are ranked in sliding windows"
+                f"context has {reader.llm.context_length}: such lists are ranked in sliding windows"
             )
         return Windows(lengths, budget)
 
@@ -268,24 +282,34 @@ class TextSource:
         if not lists:
             return []
         reader = self.reader.with_heads(_union(heads))
-        prompts = [self._built.pop(id(own), None) or reader.prompt(self._texts(own)) for own in lists]
+        prompts = [self._prompt(own) for own in lists]
         for own, prompt in zip(lists, prompts, strict=True):
             reader.check_length(own.qid, prompt)
-        settings, reading, found = reader.settings, reader.reading, []
+        settings, found = reader.settings, []
+        place = {head: i for i, head in enumerate(reader.heads)}
         summed = settings.token_filter == "sum"
         for scores, wanted in zip(reader.score(prompts), heads, strict=True):
             if summed and not self._by_head:
                 found.append(HeadVectors(scores.summed[:, None]))
                 continue
-            places = reading.columns(wanted)
+            places = range(len(place)) if is_all(wanted) else [place[head] for head in parse_heads(wanted)]
             vectors = scores.vectors(
                 calibrate=settings.calibrate, token_filter="head" if summed else settings.token_filter
             )
             found.append(HeadVectors(vectors[:, places], scores.raw[:, places] if raw else None))
         return found
 
-    def _texts(self, own: QueryList) -> CandidateList:
-        return CandidateList(own.qid, own.query, documents(self.frame, own.rows, *self._fields))
+    def _prompt(self, own: QueryList) -> ListPrompt:
+        """The prompt of a list; that of a part is made of its list's, so that no document is encoded twice."""
+        if own.part_of is not None:
+            whole, numbers = own.part_of
+            return self.reader.part(self._prompt(whole), numbers)
+        if id(own) not in self._prompts:
+            texts = CandidateList(own.qid, own.query, documents(self.frame, own.rows, *self._fields))
+            self._prompts[id(own)] = own, self.reader.prompt(texts)
+            while len(self._prompts) > self.batch_size:
+                del self._prompts[next(iter(self._prompts))]
+        return self._prompts[id(own)][1]
 
 
 def query_list(

@@ -1,40 +1,46 @@
 """`HeadScoreStore`: head scores on disk, so that no candidate list is read twice.
 
 Detection, the search for pseudo labels and experiments all want the scores of the same lists. One file a list, in the
-safetensors format, read by memory map::
+safetensors format, read by memory map, and one for each hidden state that was asked for::
 
     <path>/store.json                                  says that this folder is a store
     <path>/3f/3f09...-30-5c1f0d2a.safetensors          one list: its key, the layers that were run, the weights' hash
+    <path>/hidden/3f/3f09...-16-0b7e99d1.safetensors   one list's hidden state after so many layers, with their hash
     <path>/.writing/                                   files that are being written
 
-A file appears whole, under its final name, or not at all: a process may be killed at any moment, and several may share
-one store (the worst that can happen is that two of them read the same list at the same time).
+A file appears whole, under its final name, or not at all, and is never changed: a process may be killed at any moment,
+and several may share one store without locks (the worst that can happen is that two of them read the same list at the
+same time).
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import time
 import uuid
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .entries import NAME, SCORES, STATE, Entry, entry_bytes, entry_name, read_entry
 from .errors import StoreError
 from .fingerprint import same_weights
+from .paths import absolute_path, read_bytes, reason
+from .schema import parse_json
 from .scores import ListScores
 
 if TYPE_CHECKING:
-    from .llm import FrozenLLM
+    from .fingerprint import ModelSnapshot
     from .prompt import ListPrompt
 
 _MARKER = {"type": "head_score_store", "format": 1}
-_NAME = re.compile(r"(?P<key>[0-9a-f]{64})-(?P<layers>\d+)-[0-9a-f]{8}\.safetensors")
+_PART = re.compile("[0-9a-f]{2}")
 _ABANDONED = 3600
 """Seconds after which a file that is still being written belongs to a process that was killed."""
 
@@ -58,14 +64,14 @@ class StoreKey:
     about: dict[str, str]
 
 
-def store_key(llm: "FrozenLLM", prompt: "ListPrompt", document_attention: str) -> StoreKey:
-    """The key of a list's scores."""
-    shape = [llm.total_layers, llm.num_heads, llm.surroundings]
-    about = {"model": llm.name, "dtype": llm.weights_dtype, "document_attention": document_attention}
+def store_key(model: "ModelSnapshot", prompt: "ListPrompt", document_attention: str) -> StoreKey:
+    """The key of a list's scores, as a model gives them at the moment of its snapshot."""
+    shape = [model.total_layers, model.num_heads, model.surroundings]
+    about = {"model": model.name, "dtype": model.weights_dtype, "document_attention": document_attention}
     blocks = [[block.ids, block.start, block.stop] for block in prompt.blocks]
     said = [shape, about["dtype"], document_attention, prompt.prefix, blocks, prompt.order, prompt.query, prompt.null]
     digest = hashlib.sha256(json.dumps(said, separators=(",", ":")).encode()).hexdigest()
-    return StoreKey(digest, llm.layer_fingerprint, llm.num_heads, about)
+    return StoreKey(digest, model.layer_fingerprint, model.num_heads, about)
 
 
 class HeadScoreStore:
@@ -75,37 +81,30 @@ class HeadScoreStore:
     holds all heads of the layers that were run, so it serves every choice of heads within them, calibrated or not; when
     deeper heads are wanted the list is read again and the entry replaced. Qids and docnos play no part: the same query
     with the same texts in the same order is found again under any name. Models are told apart by their configuration
-    and by samples of their weights, as everywhere in this package.
+    and by all their weights. A store that may not be written to can be read.
 
     Args:
-        path: the folder, made if it is not there.
+        path: the folder, made if it is not there. ``~`` is expanded, a relative path made absolute.
 
     Raises:
-        StoreError: for a folder that is not empty and no store.
+        TypeError: for a path that is none.
+        StoreError: for a folder that is not empty and no store, or that cannot be read or made.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
-        self._writing = self.path / ".writing"
+        self.path = absolute_path("store", path)
+        self._writing, self._hidden = self.path / ".writing", self.path / "hidden"
         marker = self.path / "store.json"
-        if not marker.exists():
-            if self.path.exists() and (not self.path.is_dir() or any(self._foreign_to_a_new_store())):
-                raise StoreError(f"{self.path} exists and is no store of head scores")
-            self._writing.mkdir(parents=True, exist_ok=True)
-            self._write(marker, json.dumps(_MARKER).encode())
-        try:
-            found = json.loads(marker.read_text())
-        except ValueError:
-            found = None
+        with _named(marker, "read"):
+            if not _is_there(marker):
+                self._make(marker)
+            try:
+                found = parse_json(read_bytes(marker))
+            except ValueError:
+                found = None
         if found != _MARKER:
             raise StoreError(f"{marker} does not describe a store of head scores that this version can read: {found}")
-        self._writing.mkdir(exist_ok=True)
-        for left in self._writing.iterdir():
-            try:
-                if time.time() - left.stat().st_mtime > _ABANDONED:
-                    left.unlink()
-            except OSError:
-                pass  # its writer, or another sweeper, was faster; or a folder of somebody's
+        self._sweep()
 
     @classmethod
     def of(cls, store: "HeadScoreStore | str | Path | None") -> "HeadScoreStore | None":
@@ -117,7 +116,7 @@ class HeadScoreStore:
 
     def __len__(self) -> int:
         """How many lists are stored; a list that several models have read counts once for each."""
-        return sum(1 for _ in self._files())
+        return sum(1 for _ in self._files(self.path))
 
     def get(self, key: StoreKey, layers: int, hidden_layers: Sequence[int] = ()) -> ListScores | None:
         """The scores of a list, or None where the store lacks them.
@@ -131,21 +130,36 @@ class HeadScoreStore:
         Raises:
             StoreError: naming a file that is damaged or not what its name says.
         """
-        for entry in self._entries_read(key):
-            enough = entry.layers >= layers and set(hidden_layers) <= set(entry.scores.hidden)
-            if enough and same_weights(entry.fingerprint[:layers], key.fingerprint[:layers]):
-                columns = slice(0, layers * key.num_heads)
-                own = entry.scores
-                hidden = {layer: own.hidden[layer] for layer in hidden_layers}
-                return ListScores(own.raw[:, columns], own.null[:, columns], own.filtered[:, columns], None, hidden)
+        for file, entry in self._entries_read(key):
+            if entry.layers < layers or not same_weights(entry.fingerprint[:layers], key.fingerprint[:layers]):
+                continue
+            if entry.arrays["raw"].shape[1] != entry.layers * key.num_heads:
+                width = entry.arrays["raw"].shape[1]
+                shape = f"{entry.layers} layers with {key.num_heads} heads each"
+                raise StoreError(f"{file} has {width} columns for {shape}: delete it, and its list is read again")
+            hidden = {layer: self._state(key, layer, entry) for layer in hidden_layers}
+            if all(state is not None for state in hidden.values()):
+                raw, null, filtered = (entry.arrays[name][:, : layers * key.num_heads] for name in SCORES)
+                return ListScores(raw, null, filtered, None, hidden)
         return None
 
-    def _entries_read(self, key: StoreKey) -> Iterator["_Entry"]:
+    def _state(self, key: StoreKey, layer: int, entry: Entry) -> np.ndarray | None:
+        """A list's hidden state after a layer: it depends on the weights up to there, and has a file of its own."""
+        fingerprint = key.fingerprint[: layer + 1]
+        if len(fingerprint) == layer + 1:
+            file = self._hidden / key.digest[:2] / entry_name(key.digest, fingerprint)
+            with contextlib.suppress(FileNotFoundError):
+                found = read_entry(file, "hidden")
+                if found.fingerprint == fingerprint:
+                    return found.arrays[STATE]
+        return entry.old_states.get(layer)
+
+    def _entries_read(self, key: StoreKey) -> Iterator[tuple[Path, Entry]]:
         for attempt in range(3):
             gone = False
             for file in self._entries(key):
-                if (entry := self._read_if_there(file)) is not None:
-                    yield entry
+                if (entry := _read_if_there(file)) is not None:
+                    yield file, entry
                 else:
                     gone = True  # what replaced it may be what is wanted
             if not gone or attempt == 2:
@@ -154,41 +168,43 @@ class HeadScoreStore:
     def put(self, key: StoreKey, scores: ListScores, layers: int) -> None:
         """Store the calibrated scores of all heads of so many layers; entries that they cover are removed.
 
-        Hidden states of an entry that is replaced are kept.
+        Hidden states, each in a file of its own, stay whatever becomes of the scores. Scores or states that are not
+        finite are not kept: whoever reads them says which query they are of.
 
         Raises:
-            ValueError: for scores of other heads, or without calibration.
+            ValueError: for scores of other heads, without calibration, or beyond the layers whose weights are known.
+            StoreError: naming a file that cannot be written.
         """
-        from safetensors.numpy import save
-
-        width = layers * key.num_heads
-        arrays = {"raw": scores.raw, "null": scores.null, "filtered": scores.filtered}
+        width, fingerprint = layers * key.num_heads, key.fingerprint[:layers]
+        arrays = {name: getattr(scores, name) for name in SCORES}
         if any(array is None or array.shape[1] != width for array in arrays.values()):
             raise ValueError(f"a store keeps calibrated scores of all {width} heads of {layers} layers")
-        own = {file: entry for file in self._entries(key) if (entry := self._read_if_there(file)) is not None}
-        # Hidden states can be asked for below what has been read: then the deeper entry is kept and gets them.
-        deeper = (
-            entry
-            for entry in own.values()
-            if entry.layers > layers and same_weights(entry.fingerprint, key.fingerprint)
-        )
-        host = next(deeper, _Entry(layers, key.fingerprint[:layers], scores))
+        if len(fingerprint) != layers or any(layer >= layers for layer in scores.hidden):
+            known, deepest = len(key.fingerprint), max([layers, *(layer + 1 for layer in scores.hidden)])
+            raise ValueError(f"{layers} layers were run, weights of {known} are known, states are of {deepest}")
+        if not all(np.isfinite(array).all() for array in (*arrays.values(), *scores.hidden.values())):
+            return
+        own = {file: entry for file in self._entries(key) if (entry := _read_if_there(file)) is not None}
         covered = {file: entry for file, entry in own.items()
-                   if entry.layers <= host.layers and same_weights(entry.fingerprint, host.fingerprint)}
-        hidden = {layer: state for entry in covered.values() for layer, state in entry.scores.hidden.items()}
-        hidden |= scores.hidden
-        tensors = {name: getattr(host.scores, name) for name in arrays}
-        tensors |= {f"hidden.{layer}": state for layer, state in hidden.items()}
-        tensors = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
-        about = {**key.about, "key": key.digest, "layers": host.layers, "fingerprint": list(host.fingerprint)}
-        said = json.dumps({**about, "checksum": _checksum(tensors, about)})
-        weights = hashlib.sha256("".join(host.fingerprint).encode()).hexdigest()[:8]
-        target = self.path / key.digest[:2] / f"{key.digest}-{host.layers}-{weights}.safetensors"
-        target.parent.mkdir(exist_ok=True)
-        self._write(target, save(tensors, {"head_scores": said}))
+                   if entry.layers <= layers and same_weights(entry.fingerprint, fingerprint)}
+        # First the states: whoever finds the scores finds these too.
+        for entry in covered.values():
+            self._put_states(key, entry.fingerprint, entry.old_states)
+        self._put_states(key, fingerprint, scores.hidden)
+        if any(entry.layers > layers and same_weights(entry.fingerprint, fingerprint) for entry in own.values()):
+            return  # the deeper entry serves what these would
+        target = self.path / key.digest[:2] / entry_name(key.digest, fingerprint)
+        self._write(target, entry_bytes(key.digest, fingerprint, arrays, key.about))
         for file in covered:
             if file != target:
-                file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
+    def _put_states(self, key: StoreKey, fingerprint: Sequence[str], states: Mapping[int, np.ndarray]) -> None:
+        for layer, state in states.items():
+            own = tuple(fingerprint[: layer + 1])
+            target = self._hidden / key.digest[:2] / entry_name(key.digest, own)
+            self._write(target, entry_bytes(key.digest, own, {STATE: state}, key.about))
 
     def check(self) -> int:
         """Read every file; returns how many lists are stored.
@@ -198,99 +214,113 @@ class HeadScoreStore:
         """
         problems = [f"{file} does not belong to a store of head scores" for file in self._foreign()]
         count = 0
-        for file in self._files():
-            try:
-                _read(file)
-                count += 1
-            except FileNotFoundError:
-                pass
-            except StoreError as error:
-                problems.append(str(error))
+        for kind, folder in (("scores", self.path), ("hidden", self._hidden)):
+            for file in self._files(folder):
+                try:
+                    read_entry(file, kind)
+                    count += kind == "scores"
+                except FileNotFoundError:
+                    pass
+                except StoreError as error:
+                    problems.append(str(error))
         if problems:
             raise StoreError("\n".join(problems))
         return count
 
-    def _read_if_there(self, file: Path) -> "_Entry | None":
-        try:
-            return _read(file)
-        except FileNotFoundError:
-            return None  # replaced by another process since it was listed
-
     def _entries(self, key: StoreKey) -> list[Path]:
         """The files of a list, deepest first: of several models perhaps that agree in shape."""
         folder = self.path / key.digest[:2]
-        try:
-            names = [name for name in os.listdir(folder) if name.startswith(key.digest) and _NAME.fullmatch(name)]
-        except FileNotFoundError:
-            return []
-        return [folder / name for name in sorted(names, key=lambda name: -int(_NAME.fullmatch(name)["layers"]))]
+        names = [name for name in _listed(folder) if name.startswith(key.digest) and NAME.fullmatch(name)]
+        return [folder / name for name in sorted(names, key=lambda name: -int(NAME.fullmatch(name)["layers"]))]
 
-    def _files(self) -> Iterator[Path]:
-        for folder in sorted(self.path.glob("[0-9a-f][0-9a-f]")):
-            for file in sorted(folder.iterdir()):
-                if _NAME.fullmatch(file.name) and file.name.startswith(folder.name):
-                    yield file
+    def _files(self, folder: Path) -> Iterator[Path]:
+        for part in sorted(name for name in _listed(folder) if _PART.fullmatch(name)):
+            with _named(folder / part, "read"):
+                names = sorted(_listed(folder / part)) if (folder / part).is_dir() else []
+            yield from (folder / part / name for name in names if NAME.fullmatch(name) and name.startswith(part))
 
     def _foreign(self) -> Iterator[Path]:
-        for file in sorted(self.path.rglob("*")):
-            named = _NAME.fullmatch(file.name)
-            entry = named is not None and file.parent == self.path / named["key"][:2]
-            if not (entry or file.is_dir() or file.parent == self._writing or file == self.path / "store.json"):
-                yield file
+        known = {self.path / "store.json", *self._files(self.path), *self._files(self._hidden)}
+        with _named(self.path, "read"):
+            for file in sorted(self.path.rglob("*")):
+                if not (file in known or file.is_dir() or file.parent == self._writing):
+                    yield file
 
-    def _foreign_to_a_new_store(self) -> Iterator[Path]:
-        # Another process may be making the same store at this moment.
-        return (file for file in self.path.iterdir() if file.name not in (".writing", "store.json"))
+    def _make(self, marker: Path) -> None:
+        if _is_there(self.path):
+            foreign = not self.path.is_dir() or set(_listed(self.path)) - {".writing", "store.json"}
+            if foreign and not _is_there(marker):  # another process may be making the same store at this moment
+                raise StoreError(f"{self.path} exists and is no store of head scores")
+        self._write(marker, json.dumps(_MARKER).encode())
+
+    def _sweep(self) -> None:
+        """Remove what killed processes were writing."""
+        with contextlib.suppress(OSError):  # there is none, or it may not be written to
+            for left in self._writing.iterdir():
+                with contextlib.suppress(OSError):  # its writer, or another sweeper, was faster; or it is a folder
+                    if time.time() - left.stat().st_mtime > _ABANDONED:
+                        left.unlink()
 
     def _write(self, target: Path, data: bytes) -> None:
         """Write a file that appears whole or not at all."""
         scratch = self._writing / uuid.uuid4().hex
-        try:
-            with scratch.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, target)
-        except BaseException:
-            scratch.unlink(missing_ok=True)
-            raise
+        with _named(target, "written"):
+            self._writing.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with scratch.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(scratch, target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    scratch.unlink()
+                raise
 
 
-@dataclass(frozen=True)
-class _Entry:
-    layers: int
-    fingerprint: tuple[str, ...]
-    scores: ListScores
+def kept_store(store: HeadScoreStore | str | Path | None) -> HeadScoreStore | str | Path | None:
+    """A ``store=`` argument to keep: a folder's path as it is where it is absolute, and else made so once.
+
+    Raises:
+        TypeError: for anything but a store, a path or None.
+        ValueError: for an empty path.
+    """
+    if store is None or isinstance(store, HeadScoreStore):
+        return store
+    path = absolute_path("store", store)
+    return store if str(path) == str(store) else str(path)
 
 
-def _read(file: Path) -> _Entry:
-    from safetensors import SafetensorError, safe_open
-
+def _read_if_there(file: Path) -> Entry | None:
     try:
-        with safe_open(file, framework="numpy") as opened:
-            about = json.loads((opened.metadata() or {}).get("head_scores", "null"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+        return read_entry(file, "scores")
     except FileNotFoundError:
-        raise
-    except (SafetensorError, ValueError, OSError) as error:
-        raise StoreError(f"{file} is damaged ({error}): delete it, and its list is read again") from None
+        return None  # replaced by another process since it was listed
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something stands there; not being allowed to look is an error."""
     try:
-        checksum, named = about.pop("checksum"), _NAME.fullmatch(file.name)
-        foreign = about["key"] != named["key"] or about["layers"] != int(named["layers"])
-        hidden = {int(name.split(".")[1]): state for name, state in tensors.items() if name.startswith("hidden.")}
-        scores = ListScores(tensors["raw"], tensors["null"], tensors["filtered"], None, hidden)
-        entry = _Entry(about["layers"], tuple(about["fingerprint"]), scores)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError):
-        foreign = True
-    if foreign:
-        raise StoreError(f"{file} does not hold the head scores that its name promises: delete it")
-    if checksum != _checksum(tensors, about):
-        raise StoreError(f"{file} is damaged (its checksum differs): delete it, and its list is read again")
-    return entry
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
-def _checksum(tensors: dict[str, Any], about: dict[str, Any]) -> int:
-    total = zlib.crc32(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(tensors):
-        total = zlib.crc32(tensors[name].tobytes(), zlib.crc32(f"{name}{tensors[name].shape}".encode(), total))
-    return total
+def _listed(folder: Path) -> list[str]:
+    """The names in a folder; none where it is not there."""
+    with _named(folder, "read"):
+        try:
+            return os.listdir(folder)
+        except FileNotFoundError:
+            return []
+
+
+@contextmanager
+def _named(path: Path, verb: str) -> Iterator[None]:
+    """An error of the operating system within names a path."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path} cannot be {verb}: {reason(error)}") from error

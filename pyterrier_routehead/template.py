@@ -12,7 +12,7 @@ span) and which tokens of the end are read (the query rows). Templates are value
 with :func:`dataclasses.replace`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -104,6 +104,22 @@ PAPER_CHAT: dict[str, ChatMarkup] = {
 
 DEFAULT_TEMPLATE = PromptTemplate(name="default")
 
+# princeton-pli/QRHead: ICR's prompt, always with the instruction to find information.
+_QR = PromptTemplate(name="qr", introduction=" Here are some paragraphs:", chat="paper")
+
+# linhhtran/CoRe-Reranking, its re-ranking: the tag lies outside the span, whose end reaches one token into the
+# separator; one token of the suffix is read.
+_CORE = PromptTemplate(
+    name="core",
+    introduction=" Here are some paragraphs:",
+    document_tag="[document {number}]",
+    separator="\n\n",
+    chat="paper",
+    span="text",
+    span_overhang=1,
+    suffix_rows=1,
+)
+
 TEMPLATES: dict[str, PromptTemplate] = {
     template.name: template
     for template in (
@@ -113,35 +129,40 @@ TEMPLATES: dict[str, PromptTemplate] = {
         PromptTemplate(
             name="icr-qa", introduction=" Here are some paragraphs:", instruction=ANSWER_INSTRUCTION, chat="paper"
         ),
-        # princeton-pli/QRHead: ICR's prompt, always with the instruction to find information.
-        PromptTemplate(name="qr", introduction=" Here are some paragraphs:", chat="paper"),
-        # linhhtran/CoRe-Reranking: the tag lies outside the span, whose end reaches one token into the separator; one
-        # token of the suffix is read. (Its Mistral code ends the span with the text: span_overhang=0.)
-        PromptTemplate(
-            name="core",
-            introduction=" Here are some paragraphs:",
-            document_tag="[document {number}]",
-            separator="\n\n",
-            chat="paper",
-            span="text",
-            span_overhang=1,
-            suffix_rows=1,
-        ),
+        _QR,
+        # Its code separates by a bare blank line for Qwen2.5, whose tokenizer joins it to a full stop.
+        replace(_QR, name="qr-qwen", separator="\n\n"),
+        _CORE,
+        # Its detection of heads ends the span with the text.
+        replace(_CORE, name="core-detection", span_overhang=0),
+        # Its code for Mistral does so too, and reads no token behind the query.
+        replace(_CORE, name="core-mistral", span_overhang=0, suffix_rows=0),
     )
 }
-"""Templates by name: ``default``, and the papers' own ``icr``, ``icr-qa``, ``qr`` and ``core``."""
+"""Templates by name: ``default``, and the papers' own ``icr``, ``icr-qa``, ``qr`` and ``core`` with their variants."""
 
-_PAPER_ORDER = {"icr": "best_last", "icr-qa": "best_last", "qr": "best_last", "core": "best_first"}
+_PAPER_ORDER = {
+    "icr": "best_last",
+    "icr-qa": "best_last",
+    "qr": "best_last",
+    "qr-qwen": "best_last",
+    "core": "best_first",
+    "core-detection": "best_first",
+    "core-mistral": "best_first",
+}
 
 
 def get_template(prompt: "str | PromptTemplate") -> PromptTemplate:
     """A template by name, or the template itself.
 
     Raises:
+        TypeError: for what is neither a name nor a template.
         ValueError: for an unknown name, listing the known ones.
     """
     if isinstance(prompt, PromptTemplate):
         return prompt
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt is the name of a template or a PromptTemplate, got {prompt!r}")
     if prompt not in TEMPLATES:
         raise ValueError(f"there is no prompt {prompt!r}; known: {', '.join(TEMPLATES)}; or give a PromptTemplate")
     return TEMPLATES[prompt]
@@ -150,13 +171,30 @@ def get_template(prompt: "str | PromptTemplate") -> PromptTemplate:
 def paper_settings(method: str) -> dict[str, object]:
     """The settings of a published method, to pass on: ``ICRReranker(**paper_settings("icr"))``.
 
+    ==================  ===========================================================================================
+    ``icr``             ICR
+    ``icr-qa``          ICR's instruction for question answering
+    ``qr``              QRHead and QR-R
+    ``qr-qwen``         the same for Qwen2.5, where QRHead's code separates by a bare blank line
+    ``core``            CoRe-R, whose spans take in the first token behind a text
+    ``core-detection``  CoRe's detection of heads, whose spans end with the text
+    ``core-mistral``    CoRe, both, for Mistral, where spans end with the text and rows with the query
+    ==================  ===========================================================================================
+
+    What differs from the methods' own code: markup and data are encoded apart, so a final mark never merges with a bare
+    blank line behind it (``core`` on Llama 3 and Qwen, ``qr-qwen``), and the last document of ``core`` has the token
+    behind its text like the others; blanks around a query are stripped; a document without a title has no empty line in
+    its place. Truncation is not among the settings: the papers cut at 300 or 400 words, not at tokens.
+
     Args:
-        method: ``"icr"``, ``"icr-qa"`` (its instruction for question answering), ``"qr"`` or ``"core"``.
+        method: one of the names above.
 
     Returns:
         ``prompt``, ``document_order``, ``document_attention``, ``calibrate`` and ``token_filter`` as in the method's
-        own code. Truncation is not among them: the papers cut at 300 or 400 words, not at tokens. CoRe's code for
-        Mistral ends a document's span with its text: ``replace(settings["prompt"], span_overhang=0)``.
+        own code.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
     """
     if method not in _PAPER_ORDER:
         raise ValueError(f"there are no paper settings {method!r}; known: {', '.join(_PAPER_ORDER)}")

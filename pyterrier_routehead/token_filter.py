@@ -19,7 +19,7 @@ class DocumentTokens:
 
     def __init__(self, counts: list[int], device: torch.device) -> None:
         self.num_documents = len(counts)
-        self._document = torch.repeat_interleave(torch.tensor(counts)).to(device)
+        self._document = torch.repeat_interleave(torch.tensor(counts, device="cpu")).to(device)
         self._counts = torch.tensor(counts, dtype=torch.float32, device=device)
 
     def sum(self, tokens: torch.Tensor) -> torch.Tensor:

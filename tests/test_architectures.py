@@ -583,7 +583,8 @@ PARTLY_ON_DISK = {"embed_tokens": "cpu", "layers.0": "cpu", "rotary_emb": "cpu",
 @pytest.mark.parametrize("device_map", [PARTLY_ON_DISK, {"": "disk"}], ids=["partly", "altogether"])
 def test_a_model_on_disk_is_refused(folder, device_map, tmp_path):
     llm = FrozenLLM(folder, dtype="float32", model_kwargs={"device_map": device_map, "offload_folder": str(tmp_path)})
-    with pytest.raises(ValueError, match=r"LlamaModel is offloaded \(.*disk\)"):
+    # accelerate before 1.15 refuses the latter itself
+    with pytest.raises(ValueError, match=r"LlamaModel is offloaded \(.*disk\)|offload the whole model to the disk"):
         score(llm, PROMPTS[0])
 
 

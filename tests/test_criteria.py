@@ -18,6 +18,7 @@ from pyterrier_routehead.criteria import (
     reciprocal_rank,
     single_head_ndcg,
 )
+from pyterrier_routehead.measures import ideal_dcg
 
 quick = settings(max_examples=60, deadline=None)
 ALL = [*CRITERIA.values(), core_criterion(0.1), core_criterion(0.001, calibrated=True)]
@@ -143,29 +144,34 @@ def test_reciprocal_rank_is_that_of_ir_measures(judged):
 
 
 @quick
-@given(judged_rankings(), st.integers(1, 15))
-def test_single_head_ndcg_at_any_cutoff_in_plain_loops(judged, cutoff):
+@given(judged_rankings(), st.lists(st.integers(-1, 3), max_size=12))
+def test_single_head_ndcg_is_against_all_that_is_judged(judged, elsewhere):
+    """In plain loops; the first stage did not find the documents with the other labels."""
     scores, labels = judged
     gains = [max(int(label), 0) for label in labels]
-    ideal = sum(gain / math.log2(place + 2) for place, gain in enumerate(sorted(gains, reverse=True)[:cutoff]))
-    for found, column in zip(single_head_ndcg(scores, labels, cutoff), scores.T, strict=True):
+    best = sorted([*gains, *(max(label, 0) for label in elsewhere)], reverse=True)[:10]
+    ideal = sum(gain / math.log2(place + 2) for place, gain in enumerate(best))
+    found = CRITERIA["ndcg@10"](scores, labels, ideal=ideal_dcg(np.array([*labels, *elsewhere])))
+    for value, column in zip(found, scores.T, strict=True):
         ranked = sorted(range(len(labels)), key=lambda document, own=column: -own[document])
-        total = sum(gains[document] / math.log2(place + 2) for place, document in enumerate(ranked[:cutoff]))
-        assert found == pytest.approx(total / ideal, rel=1e-12)
+        total = sum(gains[document] / math.log2(place + 2) for place, document in enumerate(ranked[:10]))
+        assert value == pytest.approx(total / ideal, rel=1e-12)
+    by_itself = single_head_ndcg(scores, labels, ideal_dcg(labels))
+    np.testing.assert_array_equal(by_itself, CRITERIA["ndcg@10"](scores, labels))
 
 
 def test_ndcg_weighs_labels_and_takes_negative_ones_for_0():
     scores = np.array([[3.0, 1.0], [2.0, 2.0], [1.0, 3.0]])
-    found = single_head_ndcg(scores, np.array([1, -2, 3]))
+    found = CRITERIA["ndcg@10"](scores, np.array([1, -2, 3]))
     ideal = 3 + 1 / math.log2(3)
     np.testing.assert_allclose(found, [(1 + 3 / 2) / ideal, (3 + 1 / 2) / ideal])
-    np.testing.assert_array_equal(found, single_head_ndcg(scores, np.array([1, 0, 3])))
+    np.testing.assert_array_equal(found, CRITERIA["ndcg@10"](scores, np.array([1, 0, 3])))
 
 
 def test_positives_behind_the_cutoff_count_for_nothing_but_a_reciprocal_rank():
     scores = -np.arange(12.0)[:, None]
     labels = np.array([0] * 11 + [2])
-    assert single_head_ndcg(scores, labels).tolist() == [0]
+    assert CRITERIA["ndcg@10"](scores, labels).tolist() == [0]
     assert reciprocal_rank(scores, labels).tolist() == [1 / 12]
 
 
@@ -240,10 +246,24 @@ def test_wrong_shapes_are_refused(scores, labels):
             criterion(np.ones(scores), np.ones(labels))
 
 
-@pytest.mark.parametrize("temperature", [0, 0.0, -0.1, -math.inf, math.inf, math.nan, "a"])
+@pytest.mark.parametrize("temperature", [0, 0.0, -0.1, -math.inf, math.inf, math.nan])
 def test_a_temperature_is_above_0(temperature):
     with pytest.raises(ValueError, match="temperature is a number above 0, got"):
         core_criterion(temperature)
+
+
+@pytest.mark.parametrize("temperature", ["a", "0.1", None, True, [0.1], 1j])
+def test_f23_a_temperature_is_a_number(temperature):
+    with pytest.raises(TypeError, match="temperature is a number above 0, got"):
+        core_criterion(temperature)
+    with pytest.raises(TypeError, match="calibrated is True or False, got 'yes'"):
+        core_criterion(calibrated="yes")
+
+
+@pytest.mark.parametrize("criterion", [3, None, ["mrr"], {"mrr": 1}, np.ndarray])
+def test_f23_a_criterion_is_a_name_or_a_criterion(criterion):
+    with pytest.raises(TypeError, match="criterion is the name of one or a Criterion, got"):
+        get_criterion(criterion)
 
 
 def test_cores_criterion_says_its_settings():

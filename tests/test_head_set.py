@@ -1,12 +1,17 @@
 """Head sets: as values, as files, against models and frames, and those of the papers."""
 
+import contextlib
 import copy
+import errno
 import json
+import os
 import pickle
-from dataclasses import replace
+import tempfile
+from dataclasses import fields, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import entry_points
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -14,8 +19,10 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 
+from damage import DEEP, flips, of_format_1, sealed, unprivileged
 from pyterrier_routehead import (
     PUBLISHED,
+    ArtifactError,
     AttentionHeadScorer,
     ChatMarkup,
     Detection,
@@ -24,10 +31,12 @@ from pyterrier_routehead import (
     HeadSet,
     ICRReranker,
     MismatchError,
+    PromptTemplate,
     ReadingSettings,
     StaticHeadReranker,
     __version__,
     get_template,
+    named_heads,
     paper_settings,
     published_heads,
 )
@@ -217,7 +226,89 @@ def test_sets_can_be_copied_and_pickled(tmp_path):
         assert copy.deepcopy(own) == copy.copy(own) == pickle.loads(pickle.dumps(own)) == own
 
 
+# How many of them rank
+
+
+def test_f5_a_set_says_how_many_of_its_heads_rank(tmp_path):
+    own = some_set()
+    assert own.k is None
+    assert own.ranking == own
+    two = own.with_k(2)
+    assert two == HeadSet.of(HEADS, model=MODEL, scores=own.scores, settings=own.settings, detection=FOUND, k=2)
+    assert (two.k, len(two), list(two)) == (2, 4, list(own))  # the others are there as well
+    assert two.ranking == own.top(2) == two.top(2)
+    assert two != own
+    assert two.with_k(None) == own
+    assert repr(two) == "<HeadSet of 4 heads of org/model, core, the first 2 rank>"
+    for other in (two.save(tmp_path / "set"), HeadSet.from_json(two.to_json()), pickle.loads(pickle.dumps(two))):
+        assert other == two
+        assert other.k == 2
+
+
+def test_f5_of_a_part_of_a_set_all_heads_rank_and_pruning_keeps_k():
+    own = some_set().with_k(2)
+    parts = (own.top(3), own.subset(["0-2", "2-0"]), own.random(3, 0), own.union(own), own.ranking)
+    assert [part.k for part in parts] == [None] * 5
+    below = own.below(3)
+    assert (below.k, [str(head) for head in below.ranking]) == (2, ["0-2", "2-0"])
+    assert own.with_k(4).below(1).k == 2  # no more are left
+    assert some_set().below(3).k is None
+
+
+@pytest.mark.parametrize(
+    ("k", "error", "message"),
+    [
+        (0, ValueError, "k is a whole number of heads from 1, got 0"),
+        (5, ValueError, "k is a number of heads from 1 to the set's 4, got 5"),
+        (2.0, TypeError, "k is a whole number of heads from 1, got 2.0"),
+        (True, TypeError, "k is a whole number of heads from 1, got True"),
+        ("2", TypeError, "k is a whole number of heads from 1, got '2'"),
+    ],
+)
+def test_f5_a_k_that_cannot_be_is_refused(k, error, message):
+    with pytest.raises(error, match=message):
+        some_set().with_k(k)
+    if k != 5:
+        with pytest.raises(error, match=message):
+            some_set().top(k)
+
+
+def test_f5_published_and_bundled_sets_rank_as_their_papers_do():
+    for name in PUBLISHED:
+        own = published_heads(name)
+        assert own.k == (8 if name.startswith("core") else 32 if "70b" in name else 16)
+        assert own.ranking == own.top(own.k)
+    for document_attention in ("listwise", "blockwise"):
+        assert named_heads("core", "smollm2-135m", document_attention).k == 8
+        assert named_heads("qr", "smollm2-135m", document_attention).k == 16
+
+
+def test_f34_what_comes_with_the_package_has_a_checksum():
+    package = Path(named_heads("core", "smollm2-135m").path).parents[1]
+    files = [*package.glob("sets/*/head_set.json"), *package.glob("routers/*/router.json")]
+    assert len(files) == 6
+    assert all("checksum" in json.loads(file.read_text()) for file in files)
+
+
 # As a file
+
+
+def test_f22_paths_mean_the_same_after_a_change_of_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    there = some_set().save("~/set")
+    assert there.path == tmp_path / "home" / "set" == HeadSet("~/set").path == HeadSet(Path("~/set")).path
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    near = some_set().save("near")
+    monkeypatch.chdir("/")
+    assert HeadSet(near.path) == near
+    assert near.path == tmp_path / "near"
+    for path, error in ((3, TypeError), (b"set", TypeError), (None, TypeError), ("", ValueError), ("a\0b", ValueError)):
+        for use in (some_set().save, HeadSet):
+            with pytest.raises(error, match="path is a path, got"):
+                use(path)
+    with pytest.raises(ValueError, match="home that it names is not known"):
+        HeadSet("~nobodyofthatname/set")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +375,7 @@ def test_a_criterions_settings_may_be_numpys(tmp_path):
 def test_a_part_of_a_loaded_set_can_be_saved_and_keeps_the_version(tmp_path):
     there = some_set().save(tmp_path / "set")
     file = there.path / "head_set.json"
-    file.write_text(file.read_text().replace(f'"version": "{__version__}"', '"version": "0.0.9"'))
+    file.write_text(sealed(file.read_text().replace(f'"version": "{__version__}"', '"version": "0.0.9"')))
     part = HeadSet(there.path).below(3).top(2).save(tmp_path / "part")
     assert HeadSet(tmp_path / "part") == part
     assert [str(head) for head in part] == ["0-2", "2-0"]
@@ -335,26 +426,214 @@ def test_a_packed_set_comes_back_through_pyterriers_artifacts(tmp_path, monkeypa
     ("change", "message"),
     [
         (lambda said: "{", "head_set.json is damaged"),
-        (lambda said: "[1, 2]", "is no head set"),
-        (lambda said: json.dumps({"format": 1}), "is no head set: .*heads"),
-        (lambda said: json.dumps(said | {"format": 2}), "its format is 2, this version reads 1"),
+        (lambda said: "[1, 2]", "is no readable head set: it is an object with fields, found list"),
+        (lambda said: json.dumps({"format": 1}), "is no readable head set: lacks heads, scores, model"),
+        (lambda said: json.dumps({"heads": []}), "is no readable head set: it lacks format"),
+        (lambda said: json.dumps(said | {"format": 3}), "its format is 3, this version reads 1 and 2"),
         (lambda said: json.dumps(said | {"heads": ["9-0"], "scores": None}), "no readable head set: .*no head 9-0"),
         (lambda said: json.dumps(said | {"heads": ["0-0", "0-0"]}), "no readable head set: .*named twice"),
         (lambda said: json.dumps(said | {"scores": [1.0]}), "1 scores for 4 heads"),
-        (lambda said: json.dumps(said | {"scores": "abcd"}), "a score is a number, not 'a'"),
-        (lambda said: json.dumps(said | {"scores": [1, 2, None, 4]}), "a score is a number, not None"),
-        (lambda said: json.dumps(said | {"model": said["model"] | {"num_heads": 2.5}}), "2.5 is no number of layers"),
-        (lambda said: json.dumps(said | {"model": {"name": "x"}}), "is no head set"),
+        (lambda said: json.dumps(said | {"scores": "abcd"}), "scores must be a list or null, found 'abcd'"),
+        (lambda said: json.dumps(said | {"scores": [1, 2, None, 4]}), r"scores\[2\] must be a finite number"),
+        (lambda said: json.dumps(said | {"model": said["model"] | {"num_heads": 2.5}}), "num_heads must be a whole"),
+        (lambda said: json.dumps(said | {"model": {"name": "x"}}), "is no readable head set: model lacks fingerprint"),
         (lambda said: json.dumps(said | {"settings": {"colour": "red"}}), "unknown settings colour"),
         (lambda said: json.dumps(said | {"settings": {"token_filter": "3sigma"}}), "token_filter is one of"),
-        (lambda said: json.dumps(said | {"detection": {"rule": 1}}), "is no head set"),
+        (lambda said: json.dumps(said | {"detection": {"rule": 1}}), "detection has unknown fields rule"),
     ],
 )
 def test_files_that_hold_no_head_set_are_refused(change, message, tmp_path):
     file = some_set().save(tmp_path / "set").path / "head_set.json"
-    file.write_text(change(json.loads(file.read_text())))
-    with pytest.raises(ValueError, match=message):
+    file.write_text(sealed(change(json.loads(file.read_text()))))
+    with pytest.raises(ArtifactError, match=message) as refused:
         HeadSet(tmp_path / "set")
+    assert str(file) in str(refused.value)
+
+
+def changed_at(said, place, value):
+    """The same description with another value at a place such as ``model.name``; ``...`` takes it away."""
+    said = copy.deepcopy(said)
+    *way, last = place.split(".")
+    inner = said
+    for name in way:
+        inner = inner[name]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return said
+
+
+def read_or_refused(folder):
+    """The set, or None where it is refused by the name of its file."""
+    try:
+        return HeadSet(folder)
+    except ArtifactError as error:
+        said = str(error)
+    assert str(folder / "head_set.json") in said
+    assert len(said) < 1000
+    return None
+
+
+WRONG = [
+    *(None, True, 3, -1, 2.5, float("nan"), float("inf"), 10**400, 2**63),
+    *("", "x", "\ud800", [], [None], [3], {}, {"a": 1}),
+]
+FIELDS = [
+    "format", "heads", "k", "scores", "model", "settings", "detection", "version", "checksum",
+    *(f"model.{name}" for name in ("name", "fingerprint", "num_layers", "num_heads", "revision", "tokenizer")),
+    *(f"detection.{name}" for name in ("criterion", "settings", "data", "queries", "source", "note")),
+    *(f"settings.{field.name}" for field in fields(ReadingSettings)),
+    *(f"settings.prompt.{field.name}" for field in fields(PromptTemplate)),
+    "settings.prompt.chat.prefix", "settings.prompt.chat.suffix",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", FIELDS)
+def test_f44_every_field_has_one_type(place, tmp_path):
+    """Whatever stands in a field either is refused by name or is kept as it is, with a checksum that fits."""
+    prompt = replace(get_template("core"), chat=ChatMarkup("<a>", "<b>"))
+    own = some_set(settings=ReadingSettings(prompt=prompt)).with_k(2)
+    file = own.save(tmp_path / "set").path / "head_set.json"
+    said = json.loads(file.read_text())
+    accepted = []
+    for value in [*WRONG, ...]:
+        written = changed_at(said, place, value)
+        file.write_text(json.dumps(written) if place == "checksum" else sealed(json.dumps(written)))
+        found = read_or_refused(tmp_path / "set")
+        if found is None:
+            continue
+        accepted.append(value)
+        hash(found), repr(found), found.ranking, found.save(tmp_path / f"again{len(accepted)}")
+        if value is not ...:
+            kept = json.loads(json.dumps(found.to_json()))
+            for name in place.split("."):
+                kept = kept[name]
+            if (place, value) != ("settings.token_filter", None):  # which means the default
+                assert kept == value
+                assert type(kept) is type(value)
+    assert not {10**400, "\ud800"} & {value for value in accepted if isinstance(value, int | str)} or place == "scores"
+    types = {type(value) for value in accepted}
+    assert len(types - {type(None), type(...)}) <= 1 or place in ("detection.settings", "settings")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * DEEP, "damaged: it is nested too deeply"),
+        ("[" * 500 + "]" * 500, "damaged: it is nested too deeply"),
+        ('{"detection": ' * DEEP, "damaged: it is nested too deeply"),
+        ('{"format": ' + "9" * 5000 + "}", "damaged: .*digits"),
+        ('{"format": 1, "scores": [1e999]}', "damaged: it has a number beyond all bounds"),
+        ('{"format": 1, "scores": [NaN]}', "damaged: NaN is no number in JSON"),
+        ('{"format": 1, "format": 1}', "damaged: 'format' is there twice"),
+        (b"\xff\xfe{}", "damaged: .*utf-8"),
+        (b"", "damaged: "),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_f44_a_file_that_is_no_proper_json_is_refused_by_name(text, message, tmp_path):
+    file = some_set().save(tmp_path / "set").path / "head_set.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ArtifactError, match=rf"head_set.json is {message}"):
+        HeadSet(tmp_path / "set")
+
+
+def test_f44_whatever_stands_in_the_files_place_is_named(tmp_path):
+    folder = some_set().save(tmp_path / "set").path
+    file = folder / "head_set.json"
+    for make in (
+        lambda: file.mkdir(),
+        lambda: file.symlink_to(file),
+        lambda: os.mkfifo(file),
+    ):
+        file.rmdir() if file.is_dir() else file.unlink()
+        make()
+        with pytest.raises(ArtifactError, match=r"set/head_set.json cannot be read: \w"):
+            HeadSet(folder)
+    for path in (file, tmp_path / "loop"):
+        with contextlib.suppress(FileExistsError):
+            path.symlink_to(path)
+        with pytest.raises(ArtifactError, match=str(path)):
+            HeadSet(path)
+
+
+def test_f44_permission_errors_name_the_file():
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        folder = some_set().save(Path(name) / "set").path
+        (folder / "head_set.json").chmod(0)
+        with unprivileged():
+            with pytest.raises(ArtifactError, match=r"set/head_set.json cannot be read: Permission denied"):
+                HeadSet(folder)
+            with pytest.raises(ArtifactError, match=r"other cannot be written: Permission denied"):
+                some_set().save(Path(name) / "other")
+
+
+def test_f44_a_set_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(ArtifactError, match="set cannot be written: No space left on device"):
+            some_set().save(tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="file/set cannot be written: "):
+        some_set().save(tmp_path / "file" / "set")
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(FileExistsError, match="link exists already"):
+        some_set().save(tmp_path / "link")
+
+
+def test_f34_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
+    own = some_set().with_k(2)
+    file = own.save(tmp_path / "set").path / "head_set.json"
+    data = file.read_bytes()
+    equal = 0
+    for flipped in flips(data, 600):
+        file.write_bytes(flipped)
+        found = read_or_refused(tmp_path / "set")
+        assert found is None or found == own
+        equal += found is not None
+    assert equal < 60  # blanks between the values
+
+
+def test_f34_a_set_without_its_checksum_is_refused_and_one_of_format_1_is_read(tmp_path):
+    file = some_set().save(tmp_path / "set").path / "head_set.json"
+    said = json.loads(file.read_text())
+    assert len(said["checksum"]) == 64
+    file.write_text(json.dumps(changed_at(said, "checksum", ...)))
+    with pytest.raises(ArtifactError, match=r"head_set.json is no readable head set: it has no checksum"):
+        HeadSet(tmp_path / "set")
+    file.write_text(json.dumps(said | {"heads": HEADS[::-1]}))
+    with pytest.raises(ArtifactError, match=r"checksum differs.*changed by hand"):
+        HeadSet(tmp_path / "set")
+    file.write_text(of_format_1(said))
+    assert HeadSet(tmp_path / "set") == some_set()
+    file.write_text(of_format_1(said | {"scores": [1, 2, 3, "4"]}))
+    with pytest.raises(ArtifactError, match=r"scores\[3\]"):
+        HeadSet(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"model": "org/model"}, TypeError, "model is a ModelIdentity, got 'org/model'"),
+        ({"detection": "core"}, TypeError, "detection is a Detection"),
+        ({"settings": 3}, TypeError, "settings are ReadingSettings or a mapping"),
+        ({"scores": (0.5, float("nan"), 1, 1)}, ValueError, "the score of head 0-2 is a finite number, got nan"),
+        ({"scores": (0.5, "a", 1, 1)}, TypeError, "the score of head 0-2 is a finite number, got 'a'"),
+        ({"model": replace(MODEL, num_layers=2.5)}, TypeError, "model.num_layers is a whole number from 1, got 2.5"),
+        ({"detection": replace(FOUND, settings={"x": np.inf})}, ValueError, "detection.settings cannot be written"),
+        ({"detection": replace(FOUND, settings={"x": {1}})}, TypeError, "detection.settings: "),
+    ],
+    ids=str,
+)
+def test_f44_a_set_of_wrong_types_is_refused_when_it_is_made(wrong, error, message):
+    with pytest.raises(error, match=message):
+        some_set(**wrong)
 
 
 def test_folders_that_hold_no_head_set_are_refused(tmp_path):
@@ -582,10 +861,8 @@ def test_published_sets_name_checkpoint_shape_reading_and_source(name, tmp_path)
     }[method.split("-")[0]]
     assert number in own.detection.source
     assert repository in own.detection.source
-    settings = paper_settings(method.split("-")[0])
-    if "mistral" in model:
-        settings["prompt"] = replace(settings["prompt"], span_overhang=0)
-    assert own.settings == settings
+    variant = {"core-mistral-7b-v0.2": "core-mistral", "qr-nq-qwen2.5-7b": "qr-qwen"}
+    assert own.settings == paper_settings(variant.get(f"{method}-{model}", method.split("-")[0]))
     assert own.save(tmp_path / "set") == own
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,63 @@ def test_modules_import_only_from_those_above_them():
 def test_public_names_exist():
     assert all(hasattr(pyterrier_routehead, name) for name in pyterrier_routehead.__all__)
     assert (PACKAGE / "py.typed").exists()
+
+
+ROOT = PACKAGE.parent
+
+
+def declared() -> dict[str, set[str | None]]:
+    """The distributions that setup.py names, those of the extras included, and their lower bounds."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    keywords = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "keywords"]
+    others = {constant for keyword in keywords for constant in ast.walk(keyword)}
+    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in others]
+    strings = [constant for constant in constants if isinstance(constant, str)]
+    found: dict[str, set[str | None]] = {}
+    for string in strings:
+        if named := re.fullmatch(r"([A-Za-z][\w-]+)(?:>=([\d.]+))?", string):
+            found.setdefault(normalised(named[1]), set()).add(named[2])
+    return found
+
+
+def pinned(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text().splitlines()
+    pins = [line.partition(";")[0].strip().split("==") for line in lines if "==" in line and not line.startswith("#")]
+    return {normalised(name): version for name, version in pins}
+
+
+def normalised(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def numbers(version: str) -> list[int]:
+    parts = [int(part) for part in version.split(".")]
+    while parts[-1:] == [0]:
+        parts.pop()
+    return parts
+
+
+def test_f30_every_lower_bound_is_what_the_minimum_job_installs():
+    oldest = pinned("constraints-min.txt")
+    for name, bounds in declared().items():
+        for bound in bounds - {None}:
+            if name != "torch":  # see CONTRIBUTING.md
+                assert numbers(oldest[name]) == numbers(bound), name
+
+
+def test_f30_what_the_package_needs_has_a_lower_bound():
+    required = ["python-terrier", "pyterrier", "torch", "transformers", "huggingface-hub", "pandas", "numpy", "scipy",
+                "safetensors", "ir-datasets", "ir-measures"]
+    for name in required:
+        assert None not in declared()[name], name
+    assert all(numbers(bound) >= [1] for bound in declared()["python-terrier"])  # older ones install pyterrier's files
+
+
+def test_f30_what_the_package_imports_is_declared():
+    names = declared()
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            imported = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in {name.partition(".")[0] for name in imported} - sys.stdlib_module_names:
+                assert normalised(name) in names, f"{path.name} imports {name}, which setup.py does not name"

@@ -56,6 +56,23 @@ def test_the_chosen_heads_are_marked_and_numbered():
     assert marks(plot_heads(some_set())) == {(4, 1): 1, (0, 2): 2, (2, 0): 3, (0, 0): 4}
 
 
+def test_f5_as_many_heads_are_marked_as_rank():
+    assert marks(plot_heads(some_set().with_k(2))) == {(4, 1): 1, (0, 2): 2}
+    assert len(marks(plot_heads(some_set().with_k(2), k=3))) == 3
+    assert len(marks(plot_heads(published_heads("qr-nq-llama-3.2-1b")))) == 16
+    assert len(marks(plot_heads(published_heads("qr-nq-llama-3.2-1b").with_k(None)))) == 8
+
+
+def test_f5_overlap_is_that_of_the_heads_that_rank():
+    sets = {"one": some_set().with_k(1), "two": some_set(["0-0", "4-1", "3-1"], None).with_k(2)}
+    ax = plot_overlap(sets)
+    np.testing.assert_array_equal(ax.images[0].get_array(), [[1, 1], [1, 2]])
+    assert ax.get_title() == "heads in common among those that rank"
+    assert plot_overlap(sets, k=2).get_title() == "heads in common among the first 2"
+    alike = plot_overlap({name: own.with_k(2) for name, own in sets.items()})
+    assert alike.get_title() == "heads in common among the first 2"
+
+
 def test_the_colour_bar_says_the_criterion():
     figure = plot_heads(some_set()).figure
     assert [ax.get_ylabel() for ax in figure.axes] == ["head", "core"]

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, ICRReranker, ListTooLongError, MismatchError
 from pyterrier_routehead.default_model import converted, packaged_gguf
 from pyterrier_routehead.encoding import TextEncoder
 from pyterrier_routehead.prompt import Candidate, DocumentBlock, ListPrompt, PromptBuilder
+from pyterrier_routehead.query_encoder import QueryState, embed_query
 from pyterrier_routehead.template import (
     ANSWER_INSTRUCTION,
     DEFAULT_TEMPLATE,
@@ -22,7 +24,9 @@ from pyterrier_routehead.template import (
     get_template,
     paper_settings,
 )
+from tiny import VOCABULARY, tiny_model
 from tokenizer_families import FAMILIES, control_ids, full_width, greedy_tokenizer, injections, tokenizer_of
+from toys import byte_tokenizer, frame, toy_llm
 
 QUICK = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 QUERY = "when was the lighthouse built?"
@@ -430,7 +434,8 @@ def test_get_template():
     assert get_template("default") is DEFAULT_TEMPLATE
     mine = PromptTemplate("icr")
     assert get_template(mine) is mine
-    message = "there is no prompt 'rankgpt'; known: default, icr, icr-qa, qr, core; or give a PromptTemplate"
+    known = "default, icr, icr-qa, qr, qr-qwen, core, core-detection, core-mistral"
+    message = f"there is no prompt 'rankgpt'; known: {known}; or give a PromptTemplate"
     with pytest.raises(ValueError, match=message):
         get_template("rankgpt")
 
@@ -441,7 +446,10 @@ def test_get_template():
         ("icr", "best_last", FIND_INSTRUCTION),
         ("icr-qa", "best_last", ANSWER_INSTRUCTION),
         ("qr", "best_last", FIND_INSTRUCTION),
+        ("qr-qwen", "best_last", FIND_INSTRUCTION),
         ("core", "best_first", FIND_INSTRUCTION),
+        ("core-detection", "best_first", FIND_INSTRUCTION),
+        ("core-mistral", "best_first", FIND_INSTRUCTION),
     ],
 )
 def test_paper_settings(method, order, instruction):
@@ -455,7 +463,8 @@ def test_paper_settings(method, order, instruction):
 
 
 def test_paper_settings_of_an_unknown_method():
-    with pytest.raises(ValueError, match="no paper settings 'default'; known: icr, icr-qa, qr, core"):
+    known = "icr, icr-qa, qr, qr-qwen, core, core-detection, core-mistral"
+    with pytest.raises(ValueError, match=f"no paper settings 'default'; known: {known}"):
         paper_settings("default")
 
 
@@ -502,3 +511,86 @@ def test_smollm2s_own_tokenizer():
             prompt = builder.build(text, [Candidate(text, text)])
             assert forbidden.isdisjoint(prompt.blocks[0].ids)
             assert tokenizer.decode(prompt.blocks[0].ids[: prompt.blocks[0].stop]) == f"[document] {text}\n{text}"
+
+
+# --- in use: windows, contexts, embeddings ---
+
+
+def texts_read(monkeypatch) -> list[str]:
+    """The documents' and queries' texts that are encoded from now on."""
+    seen, encode = [], TextEncoder.data
+
+    def data(self, texts, limit=None):
+        seen.extend(texts)
+        return encode(self, texts, limit)
+
+    monkeypatch.setattr(TextEncoder, "data", data)
+    return seen
+
+
+@family
+@both
+@pytest.mark.parametrize("order", ["best_first", "best_last"])
+@pytest.mark.parametrize("template", ["default", "core"])
+def test_f29_a_part_of_a_list_has_the_prompt_of_those_candidates(name, attention, order, template, monkeypatch):
+    builder = builder_of(name, template, attention, order, 7)
+    candidates = [*CANDIDATES, *CANDIDATES]
+    whole = builder.build(QUERY, candidates)
+    wanted = {tuple(own): builder.build(QUERY, [candidates[i] for i in own]) for own in ([11, 0, 3], [9, 10], [])}
+    seen = texts_read(monkeypatch)
+    for own, prompt in wanted.items():
+        assert builder.part(whole, list(own)) == prompt
+    assert not seen
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # PyTerrier's own, raised again by pytest.warns
+def test_f29_windows_encode_each_candidate_once(monkeypatch):
+    llm = toy_llm(context=420)
+    inp = frame({"long": [f"document {i}" for i in range(20)]})
+    reranker = ICRReranker(llm=llm)
+    seen = texts_read(monkeypatch)
+    with pytest.warns(UserWarning, match="sliding windows"):
+        reranker(inp)
+    assert sorted(seen) == sorted([*(f" document {i}" for i in range(20)), " what is long", " N/A"])
+
+
+@pytest.mark.parametrize("count", [2, 30])
+@both
+def test_f20_a_query_beyond_the_context_is_named(attention, count):
+    llm = toy_llm(context=300)
+    inp = frame({"q7": ["a"] * count}, {"q7": "why " * 80})
+    message = r"query 'q7': the query and the prompt's wording alone take \d+ tokens, .* has 300: shorten the query"
+    with pytest.raises(ListTooLongError, match=message):
+        ICRReranker(llm=llm, document_attention=attention)(inp)
+    with pytest.raises(ListTooLongError, match=message):
+        AttentionHeadScorer(llm=llm, document_attention=attention)(inp)
+
+
+def test_f20_a_document_beside_a_query_that_leaves_room_is_named():
+    inp = frame({"q7": ["a", "b" * 150, "c"]}, {"q7": "why"})
+    message = "query 'q7': document 'q7-d1' takes .* leave .* of the context's 300: lower max_doc_tokens, or shorten"
+    with (
+        pytest.warns(UserWarning, match="sliding windows"),
+        pytest.raises(ListTooLongError, match=message),
+    ):
+        ICRReranker(llm=toy_llm(context=300))(inp)
+
+
+def test_f21_a_token_without_an_embedding_is_refused_before_the_pass():
+    tokenizer = byte_tokenizer()
+    tokenizer.name_or_path = "org/other"
+    model = tiny_model("Llama", vocab_size=200)
+    llm = FrozenLLM(model, tokenizer=tokenizer)
+    message = r"the tokenizer 'org/other' gives token \d+ \('.+'\), but LlamaModel has embeddings of 200: give"
+    with pytest.raises(MismatchError, match=message):
+        ICRReranker(llm=llm)(frame({"q": ["a", "b"]}))
+    with pytest.raises(MismatchError, match=message):
+        embed_query(llm, "why", QueryState(1))
+
+
+def test_f21_tokens_that_never_occur_need_no_embedding():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"<|never {i}|>" for i in range(100)])
+    assert len(tokenizer) > VOCABULARY
+    found = ICRReranker(llm=FrozenLLM(tiny_model("Llama"), tokenizer=tokenizer))(frame({"q": ["a <|never 99|>", "b"]}))
+    assert found.score.notna().all()

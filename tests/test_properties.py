@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fuzz_frames import fuzz
 from pyterrier_routehead import AttentionHeadScorer, ICRReranker, StaticHeadReranker
 from toys import frame, toy_llm
 
@@ -128,3 +129,9 @@ def test_control_strings_in_a_document_cannot_close_the_turn():
     control = set(LLM.tokenizer.convert_tokens_to_ids(["<|turn|>", "<|end|>"]))
     assert not control & set(reader_ids[0])
     assert not control & set(reader_ids[1])
+
+
+def test_random_frames():
+    tally = fuzz(seed=1, count=250)
+    assert not tally.findings, "\n".join(tally.findings)
+    assert len(tally.counts) > 20  # transformers and refusals

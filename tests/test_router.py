@@ -1,8 +1,10 @@
 """`HeadRouter`: probabilities, the choice of heads and the files; and how its weights are trained."""
 
 import copy
+import hashlib
 import json
 import math
+import os
 import pickle
 import re
 from dataclasses import asdict, fields, replace
@@ -13,8 +15,10 @@ import numpy as np
 import pyterrier as pt
 import pytest
 import torch
+from safetensors.numpy import load, save
 
-from pyterrier_routehead import Detection, HeadRouter, HeadSet, ReadingSettings, Selection
+from damage import flips, of_format_1, sealed
+from pyterrier_routehead import ArtifactError, Detection, HeadRouter, HeadSet, ReadingSettings, Selection
 from pyterrier_routehead.labels import make_labels
 from pyterrier_routehead.query_encoder import QueryState
 from pyterrier_routehead.reading import ModelIdentity
@@ -239,14 +243,6 @@ def test_a_selection_holds_plain_numbers():
     assert own == Selection(0.25, 2, 3, static_heads=1, unsure=1.0)
 
 
-def test_early_names_of_the_numbers_of_heads_are_read():
-    said = {"threshold": 0.25, "least": 2, "most": 3, "weighting": "even", "static_heads": 0, "unsure": 0.0}
-    assert Selection.from_json(said) == Selection(0.25, 2, 3)
-    now = asdict(Selection(0.25, 2, 3))
-    assert set(now) == {"threshold", "min_heads", "max_heads", "weighting", "static_heads", "unsure"}
-    assert Selection.from_json(now) == Selection(0.25, 2, 3)
-
-
 def test_another_selection_is_another_router_of_the_same_weights():
     router = some_router(evidence=True)
     other = router.with_selection(Selection(max_heads=1))
@@ -382,42 +378,219 @@ def test_routers_can_be_copied_and_pickled(tmp_path):
 def changed(**changes):
     def change(folder):
         file = folder / "router.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        file.write_text(sealed(json.dumps(json.loads(file.read_text()) | changes)))
 
     return change
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "router.json").unlink(), "holds no router: there is no router.json in it"),
-        (lambda folder: (folder / "router.json").write_text("{"), "holds no readable router"),
-        (lambda folder: (folder / "router.json").write_text("[1]"), "holds no readable router"),
-        (lambda folder: (folder / "router.json").write_bytes(b"\xff\xfe"), "holds no readable router"),
-        (lambda folder: (folder / "router.json").write_text('{"format": 1}'), "holds no readable router: 'pool'"),
-        (lambda folder: (folder / "router.safetensors").write_bytes(b""), "holds no readable router: .*header"),
-        (lambda folder: (folder / "router.safetensors").write_bytes(b"\1" * 100), "holds no readable router: .*header"),
-        (changed(format=2), "holds no readable router: its format is 2, this version reads 1"),
-        (changed(selection={"threshold": 3}), "holds no readable router: threshold is a number from 0 to 1, got 3"),
-        (changed(selection={"colour": "red"}), "holds no readable router: .*colour"),
-        (changed(state={"layer": 1, "pooling": "max"}), "holds no readable router: pooling is one of"),
-        (changed(state={}), "holds no readable router: .*layer"),
-        (changed(pool={}), "holds no readable router: .*no head set"),
-        (changed(pool=some_pool("1-1,2-2").to_json()), r"holds no readable router: .*\(3, 2\), not \(2, 2\)"),
+        (lambda folder: (folder / "router.json").unlink(), " holds no router: there is no router.json in it"),
+        (write("router.json", b"{"), "/router.json is damaged: "),
+        (write("router.json", b"[1]"), "/router.json is no readable router: it is an object with fields, found list"),
+        (write("router.json", b"\xff\xfe"), "/router.json is damaged: "),
+        (write("router.json", b'{"format": 1}'), "/router.json is no readable router: lacks pool, state, "),
+        (write("router.safetensors", b""), "/router.safetensors is no readable router: it is damaged"),
+        (write("router.safetensors", b"\1" * 100), "/router.safetensors is no readable router: it is damaged"),
+        (lambda folder: (folder / "router.safetensors").unlink(), "/router.safetensors cannot be read: No such"),
+        (changed(format=3), "/router.json is no readable router: its format is 3, this version reads 1 and 2"),
+        (changed(selection={"threshold": 3}), "/router.json is no readable router: selection lacks min_heads, "),
+        (changed(selection=asdict(Selection()) | {"threshold": 3}), "/router.json .*a number from 0 to 1, got 3"),
+        (changed(selection={}), "/router.json is no readable router: selection lacks threshold"),
+        (changed(selection={"colour": "red"}), "/router.json is no readable router: .*colour"),
+        (changed(state={"layer": 1, "pooling": "max", "source": "query"}), "/router.json .*: pooling is one of"),
+        (changed(state={"layer": 4, "pooling": "last", "source": "query"}), "/router.json .*there is no layer 4 "),
+        (changed(state={}), "/router.json is no readable router: state lacks layer"),
+        (changed(pool={}), "/router.json is no readable router: .*no readable head set: it lacks format"),
+        (changed(pool=some_pool("1-1,2-2").to_json()), r"/router.safetensors .*\(3, 2\), not \(2, 2\)"),
+        (changed(weights_sha256=None), "/router.json is no readable router: it lacks weights_sha256"),
+        (changed(weights_sha256="0" * 64), "/router.safetensors .*checksum differs"),
     ],
 )
 def test_folders_that_hold_no_router_are_refused_by_name(change, message, tmp_path):
     path = some_router().save(tmp_path / "mine").path
     change(path)
-    with pytest.raises(ValueError, match=f"mine {message}"):
+    with pytest.raises(ArtifactError, match=f"mine{message}"):
         HeadRouter(path)
+
+
+FIELDS = [
+    *("format", "pool", "state", "selection", "report", "version", "weights_sha256", "checksum"),
+    *(f"state.{field.name}" for field in fields(QueryState)),
+    *(f"selection.{field.name}" for field in fields(Selection)),
+    *("pool.heads", "pool.model", "pool.scores", "pool.k", "pool.settings"),
+]
+WRONG = [None, True, 3, -1, 2.5, float("nan"), float("inf"), 10**400, "", "x", "\ud800", [], [None], {}, {"a": 1}, ...]
+
+
+@pytest.mark.parametrize("place", FIELDS)
+def test_f44_every_field_has_one_type(place, tmp_path):
+    """Whatever stands in a field either is refused by name or is kept as it is, with a checksum that fits."""
+    file = some_router().save(tmp_path / "mine").path / "router.json"
+    said = json.loads(file.read_text())
+    *way, last = place.split(".")
+    accepted = []
+    for value in WRONG:
+        written = copy.deepcopy(said)
+        inner = written[way[0]] if way else written
+        if value is ...:
+            del inner[last]
+        else:
+            inner[last] = value
+        file.write_text(json.dumps(written) if place == "checksum" else sealed(json.dumps(written)))
+        found = read_or_refused(tmp_path / "mine")
+        if found is not None:
+            accepted.append(value)
+            found.route(some_inputs()[0])
+            again = found.save(tmp_path / f"again{len(accepted)}").path / "router.json"
+            kept = json.loads(again.read_text())
+            if value is not ...:
+                assert (kept[way[0]] if way else kept)[last] == value
+    assert len({type(value) for value in accepted} - {type(None), type(...)}) <= 1 or place == "selection.threshold"
+    assert ... not in accepted or place == "pool.k"
+
+
+def read_or_refused(folder):
+    """The router, or None where it is refused by the name of its file."""
+    try:
+        return HeadRouter(folder)
+    except ArtifactError as error:
+        said = str(error)
+    assert str(folder / "router.") in said
+    assert len(said) < 1000
+    return None
+
+
+def test_f34_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
+    router = some_router(evidence=True)
+    path = router.save(tmp_path / "mine").path
+    equal = 0
+    for name in ("router.json", "router.safetensors"):
+        data = (path / name).read_bytes()
+        for flipped in flips(data, 400):
+            (path / name).write_bytes(flipped)
+            found = read_or_refused(path)
+            if found is not None:
+                same_routers(found, router)
+                equal += 1
+        (path / name).write_bytes(data)
+    assert equal < 60  # blanks between the values of the description
+    same_routers(HeadRouter(path), router)
+
+
+def test_f34_a_router_of_format_1_is_read_with_all_other_checks(tmp_path):
+    path = some_router(evidence=True).save(tmp_path / "mine").path
+    (path / "router.json").write_text(of_format_1(json.loads((path / "router.json").read_text())))
+    same_routers(HeadRouter(path), some_router(evidence=True))
+    weights = load((path / "router.safetensors").read_bytes())
+    (path / "router.safetensors").write_bytes(save(weights | {"deviation": weights["deviation"] * 0}))
+    with pytest.raises(ArtifactError, match=r"router.safetensors is no readable router: .*'deviation' go down to 0"):
+        HeadRouter(path)
+
+
+@pytest.mark.parametrize("name", [*WEIGHT_NAMES, *EVIDENCE_NAMES])
+@pytest.mark.parametrize("kind", ["float16", "float64", "int32", "uint8", "bool"])
+def test_f34_weights_of_another_type_are_refused(name, kind, tmp_path):
+    weights = {own: np.ones_like(array) for own, array in some_router(evidence=True).weights.items()}
+    found = {"float16": "F16", "float64": "F64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}[kind]
+    rewrite_weights(tmp_path, weights | {name: weights[name].astype(kind)})
+    with pytest.raises(ArtifactError, match=rf"mine/router.safetensors is .* \(F32\), found '{name}' of {found}"):
+        HeadRouter(tmp_path / "mine")
+
+
+def rewrite_weights(folder, weights):
+    """A router with these weights in its file, and the checksums that fit."""
+    path = some_router(evidence=True).save(folder / "mine").path
+    content = save(weights)
+    (path / "router.safetensors").write_bytes(content)
+    changed(weights_sha256=hashlib.sha256(content).hexdigest())(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("deviation", 0.0, "'deviation' go down to 0: deviations are above 1e-09"),
+        ("deviation", 1e-45, "'deviation' go down to 1.4"),
+        ("deviation", -1.0, "'deviation' go down to -1"),
+        ("evidence_deviation", 0.0, "'evidence_deviation' go down to 0"),
+        ("mean", 3e38, "'mean' go to 3e"),
+        ("mean", -3e38, "'mean' go to 3e"),
+        ("projection", 1e30, "'projection' go to 1e"),
+        ("bias", np.nan, "'bias' are not finite"),
+        ("bias", np.inf, "'bias' are not finite"),
+        ("bias", 1e300, "'bias' are not finite"),  # in float32
+    ],
+)
+def test_f34_weights_that_no_training_gives_are_refused_in_memory_and_in_files(name, value, message, tmp_path):
+    weights = some_weights(evidence=True)
+    weights[name].flat[1] = value
+    with pytest.raises(ValueError, match=message):
+        HeadRouter.of(some_pool(), weights, state=QueryState(0))
+    with np.errstate(over="ignore"):
+        rewrite_weights(tmp_path, {own: array.astype(np.float32) for own, array in weights.items()})
+    with pytest.raises(ArtifactError, match=f"mine/router.safetensors is no readable router: .*{message}"):
+        HeadRouter(tmp_path / "mine")
+
+
+def test_f34_logits_that_are_not_finite_are_an_error_when_routing():
+    router = some_router(evidence=True)
+    state, told = some_inputs()
+    for use in (router.logits, router.probabilities, router.route):
+        with pytest.raises(ValueError, match=r"logit of head \d-\d is not finite: the query embedding goes to 3e\+38"):
+            use(np.float32([3e38, -3e38, 3e38, 3e38, -3e38]), told)
+        for value in (np.nan, np.inf):
+            with pytest.raises(ValueError, match="the query embedding is not finite"):
+                use(np.where(np.arange(5) == 1, value, state), told)
+            with pytest.raises(ValueError, match="the evidence is not finite"):
+                use(state, np.where(np.arange(4) == 1, value, told))
+        with pytest.raises(ValueError, match=r"the evidence has the shape \(\), not \(3, 4\)"):
+            use(state)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"pool": "0-1"}, "pool is a HeadSet, got '0-1'"),
+        ({"state": 2}, "state is a QueryState, got 2"),
+        ({"selection": {}}, "selection is a Selection, got {}"),
+        ({"report": {"x": {1}}}, "report: "),
+    ],
+)
+def test_f44_a_router_of_wrong_types_is_refused_when_it_is_made(wrong, message):
+    given = {"pool": some_pool(), "weights": some_weights(), "state": QueryState(0)} | wrong
+    with pytest.raises(TypeError, match=message):
+        HeadRouter.of(**given)
+
+
+def test_f22_a_routers_path_is_expanded_and_made_absolute_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert some_router().save("~/router").path == HeadRouter("~/router").path == tmp_path / "home" / "router"
+    near = some_router().save("near")
+    monkeypatch.chdir("/")
+    same_routers(HeadRouter(near.path), near)
+
+
+def test_f44_whatever_stands_in_the_weights_place_is_named(tmp_path):
+    path = some_router().save(tmp_path / "mine").path
+    file = path / "router.safetensors"
+    for make in (lambda: file.mkdir(), lambda: file.symlink_to(file), lambda: os.mkfifo(file)):
+        file.rmdir() if file.is_dir() else file.unlink()
+        make()
+        with pytest.raises(ArtifactError, match=r"mine/router.safetensors cannot be read: \w"):
+            HeadRouter(path)
 
 
 def test_weights_cut_short_are_refused(tmp_path):
     path = some_router().save(tmp_path / "mine").path
     file = path / "router.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="mine holds no readable router"):
+    with pytest.raises(ValueError, match=r"mine/router.safetensors is no readable router: it is damaged"):
         HeadRouter(path)
 
 

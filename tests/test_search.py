@@ -107,9 +107,21 @@ def test_ties_keep_the_order_of_the_rows():
 
 
 def test_ndcg_has_a_cutoff_and_is_0_without_relevant_documents():
-    lists = PaddedLists.of([-np.arange(12.0)[:, None]] * 2, [np.eye(12)[10], np.zeros(12)])
-    assert list_ndcg(lists, lists.scores).tolist() == [[0.0], [0.0]]
-    np.testing.assert_allclose(list_ndcg(lists, lists.scores)[:, 0], [1 / math.log2(12), 0])
+    lists = PaddedLists.of([-np.arange(12.0)[:, None]] * 3, [np.eye(12)[9], np.eye(12)[10], np.zeros(12)])
+    np.testing.assert_allclose(list_ndcg(lists, lists.scores)[:, 0], [1 / math.log2(11), 0, 0])
+
+
+def test_the_ideal_ranking_may_have_documents_that_are_in_no_list():
+    scores, labels = random_lists(14, 10, 3)
+    alone = PaddedLists.of(scores, labels)
+    whole = PaddedLists.of(scores, labels, 2 * alone.ideal)
+    np.testing.assert_allclose(list_ndcg(whole, whole.scores), list_ndcg(alone, alone.scores) / 2)
+    part = whole[np.array([3, 1])].heads(np.array([2]))
+    np.testing.assert_array_equal(part.ideal, whole.ideal[[3, 1]])
+    np.testing.assert_array_equal(whole.standardised().ideal, whole.ideal)
+    first = np.arange(whole.there.shape[1])[None] < 2  # of some documents, the best ranking is that of those
+    expected = PaddedLists.of([own[:2] for own in scores], [own[:2] for own in labels]).ideal
+    np.testing.assert_allclose(whole.documents(np.repeat(first, 10, axis=0)).ideal, expected)
 
 
 def test_measures_are_plain_loops():

@@ -8,6 +8,7 @@ import copy
 import errno
 import hashlib
 import inspect
+import json
 import os
 import pickle
 import random
@@ -16,7 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +32,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load, save
 
+from damage import flips, unprivileged
 from pyterrier_routehead import (
     AttentionHeadScorer,
     ChatMarkup,
@@ -40,7 +44,7 @@ from pyterrier_routehead import (
     get_template,
 )
 from pyterrier_routehead.scores import ListScores
-from pyterrier_routehead.store import StoreKey
+from pyterrier_routehead.store import StoreKey, kept_store
 from tiny import tiny_model
 from toys import byte_tokenizer, frame, toy_llm, two_queries
 
@@ -83,6 +87,11 @@ def assert_same_columns(out, other, columns):
 
 def files(store):
     return sorted(store.path.glob("??/*"))
+
+
+def states(store):
+    """The files of hidden states."""
+    return sorted(store.path.glob("hidden/??/*"))
 
 
 # What the transformers give
@@ -671,13 +680,18 @@ def test_an_entry_says_in_its_file_what_it_is(store):
     assert re.fullmatch(rf"{key_of().digest}-4-[0-9a-f]{{8}}\.safetensors", file.name)
     assert file.parent.name == key_of().digest[:2]
     tensors = load(file.read_bytes())
-    assert set(tensors) == {*ARRAYS, "hidden.2"}
+    assert set(tensors) == set(ARRAYS)
     assert_same_bits(tensors["filtered"], scores_of(hidden=(2,)).filtered)
-    assert sorted(path.name for path in store.path.iterdir()) == sorted([".writing", "store.json", file.parent.name])
+    (state,) = states(store)
+    assert re.fullmatch(rf"{key_of().digest}-3-[0-9a-f]{{8}}\.safetensors", state.name)  # after three layers
+    assert state.parent.name == file.parent.name
+    assert_same_bits(load(state.read_bytes())["hidden"], scores_of(hidden=(2,)).hidden[2])
+    folders = [".writing", "hidden", "store.json", file.parent.name]
+    assert sorted(path.name for path in store.path.iterdir()) == sorted(folders)
     assert not list((store.path / ".writing").iterdir())
 
 
-FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True)
 
 
 @settings(max_examples=30, deadline=None)
@@ -737,7 +751,7 @@ DAMAGE = {
     "right tensors, no description": lambda data: foreign(ARRAYS),
     "description of nothing": lambda data: foreign(ARRAYS, {"head_scores": "null"}),
     "description that is no JSON": lambda data: foreign(ARRAYS, {"head_scores": "{"}),
-    "tensor missing": lambda data: save({"raw": load(data)["raw"]}, {"head_scores": "{}"}),
+    "tensor missing": lambda data: save(dict([next(iter(load(data).items()))]), {"head_scores": "{}"}),
     "another list's file": lambda data: entry_bytes(77),
 }
 
@@ -844,13 +858,204 @@ def test_what_fails_while_it_is_written_leaves_nothing(store, monkeypatch):
 
         with monkeypatch.context() as patched:
             patched.setattr(os, name, full)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(StoreError, match=r"\.safetensors cannot be written: No space left"):
                 store.put(key_of(), scores_of(2), 4)
         assert not list((store.path / ".writing").iterdir())
         assert store.check() == 1
         assert_holds(store, key_of(), old, 2)
     store.put(key_of(), scores_of(2), 4)
     assert_holds(store, key_of(), scores_of(2), 4)
+
+
+# What is checked beside the checksum
+
+
+def with_fitting_checksum(tensors, **changes):
+    """An entry's file as the package writes it, but with arrays of any kind and other descriptions."""
+    about = {"model": "m", "key": key_of().digest, "layers": 4, "fingerprint": list(LAYERS)} | changes
+    about = {name: value for name, value in about.items() if value is not ...}
+    total = zlib.crc32(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        total = zlib.crc32(tensors[name].tobytes(), zlib.crc32(f"{name}{tensors[name].shape}".encode(), total))
+    return save(tensors, {"head_scores": json.dumps(about | {"checksum": changes.get("checksum", total)})})
+
+
+def test_a_fitting_checksum_is_what_the_store_writes(store):
+    scores = scores_of()
+    store.put(key_of(), scores, 4)
+    (file,) = files(store)
+    file.write_bytes(with_fitting_checksum({name: getattr(scores, name) for name in ARRAYS}))
+    assert_holds(store, key_of(), scores, 4)
+
+
+def refused(store, file, content, message):
+    file.write_bytes(content)
+    for ask in (lambda: store.get(key_of(), 1), lambda: store.get(key_of(), 4, [1]), store.check):
+        with pytest.raises(StoreError, match=f"{re.escape(str(file))} .*{message}"):
+            ask()
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64", "int32", "uint8", "bool"])
+def test_f33_scores_of_another_type_are_refused_whatever_the_checksum(store, kind):
+    scores = scores_of(hidden=(1,))
+    store.put(key_of(), scores, 4)
+    (file,) = files(store)
+    for name in ARRAYS:
+        tensors = {own: getattr(scores, own) for own in ARRAYS}
+        tensors[name] = np.ones_like(tensors[name], dtype=kind)
+        refused(store, file, with_fitting_checksum(tensors), rf"of float32 \(F32\), found '{name}' of")
+
+
+def test_f33_a_type_changed_in_the_header_is_refused(store):
+    store.put(key_of(), scores_of(hidden=(1,)), 4)
+    (file,), (state,) = files(store), states(store)
+    for own in (file, state):
+        data = own.read_bytes()
+        assert b"F32" in data
+        own.write_bytes(data.replace(b"F32", b"I32", 1))
+        with pytest.raises(StoreError, match=rf"{re.escape(str(own))} is damaged .*I32"):
+            store.get(key_of(), 4, [1])
+        with pytest.raises(StoreError, match=re.escape(str(own))):
+            store.check()
+        own.write_bytes(data)
+    assert store.check() == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_f33_numbers_that_are_not_finite_are_refused_and_never_kept(store, value):
+    scores = scores_of(hidden=(1,))
+    store.put(key_of(), scores, 4)
+    (file,) = files(store)
+    for name in ARRAYS:
+        tensors = {own: getattr(scores, own).copy() for own in ARRAYS}
+        tensors[name][2, 3] = value
+        refused(store, file, with_fitting_checksum(tensors), f"'{name}' are not finite")
+        store.put(key_of(2), replace(scores, **{name: tensors[name]}), 4)
+        assert store.get(key_of(2), 1) is None
+    store.put(key_of(2), replace(scores, hidden={1: np.full(3, value, dtype=np.float32)}), 4)
+    assert store.get(key_of(2), 1) is None
+    assert len(files(store)) == len(states(store)) == 1
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"raw": (5, 11)}, "shapes"),
+        ({"null": (4, 12)}, "shapes"),
+        ({"filtered": (60,)}, "shapes"),
+        ({"raw": (5, 0), "null": (5, 0), "filtered": (5, 0)}, "shapes"),
+        ({"raw": (5, 10), "null": (5, 10), "filtered": (5, 10)}, "shapes"),  # for four layers
+        ({"more": (5, 12)}, "its arrays are"),
+        ({"hidden.1": (2, 2)}, "hidden.1 has the shape"),
+        ({"hidden.01": (2,)}, "its arrays are"),
+    ],
+    ids=str,
+)
+def test_f33_scores_of_another_shape_are_refused_whatever_the_checksum(store, shapes, message):
+    store.put(key_of(), scores_of(hidden=(1,)), 4)
+    (file,) = files(store)
+    tensors = {name: np.ones(shapes.get(name, (5, 12)), dtype=np.float32) for name in {*ARRAYS, *shapes}}
+    refused(store, file, with_fitting_checksum(tensors), message)
+
+
+def test_f33_scores_of_another_number_of_heads_are_refused(store):
+    store.put(key_of(), scores_of(), 4)
+    (file,) = files(store)
+    file.write_bytes(with_fitting_checksum({name: np.ones((5, 8), dtype=np.float32) for name in ARRAYS}))
+    with pytest.raises(StoreError, match=r"has 8 columns for 4 layers with 3 heads each: delete it"):
+        store.get(key_of(), 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"key": 3}, {"key": None}, {"key": key_of(1).digest}, {"layers": 4.0}, {"layers": True}, {"layers": "4"},
+        {"layers": 3}, {"layers": 10**400}, {"fingerprint": "11111111"}, {"fingerprint": list(LAYERS[:3])},
+        {"fingerprint": [1, 2, 3, 4]}, {"fingerprint": None}, {"checksum": True}, {"checksum": "1"}, {"model": 3},
+        {"key": ...}, {"layers": ...}, {"fingerprint": ...}, {"more": [1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_f33_descriptions_of_another_type_are_refused_whatever_the_checksum(store, changes):
+    scores = scores_of()
+    store.put(key_of(), scores, 4)
+    (file,) = files(store)
+    tensors = {name: getattr(scores, name) for name in ARRAYS}
+    refused(store, file, with_fitting_checksum(tensors, **changes), "delete it")
+
+
+@pytest.mark.parametrize("said", ["[" * 100_000, '{"checksum": NaN}', '{"key": 1, "key": 1}', "9" * 5000], ids=len)
+def test_f44_a_description_that_is_no_proper_json_is_named(store, said):
+    store.put(key_of(), scores_of(), 4)
+    (file,) = files(store)
+    refused(store, file, save({"raw": np.ones((2, 12), dtype=np.float32)}, {"head_scores": said}), "is damaged")
+
+
+def test_f34_no_flipped_bit_of_any_file_gives_anything_else(store):
+    key, scores = key_of(fingerprint=LAYERS, num_heads=1), scores_of(layers=2, num_heads=1, documents=2, hidden=(1,))
+    store.put(key, scores, 2)
+    for file in (*files(store), *states(store), store.path / "store.json"):
+        data = file.read_bytes()
+        for flipped_ in flips(data, 400):
+            file.write_bytes(flipped_)
+            try:
+                found = HeadScoreStore(store.path).get(key, 2, [1])
+            except StoreError as error:
+                named = str(file) in str(error)
+                assert named
+                continue
+            assert all((getattr(found, name) == getattr(scores, name)).all() for name in ARRAYS)
+            assert (found.hidden[1] == scores.hidden[1]).all()
+        file.write_bytes(data)
+    assert store.check() == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_f33_a_damaged_hidden_state_is_named_and_leaves_the_scores_alone(store, damage):
+    scores = scores_of(hidden=(1,))
+    store.put(key_of(), scores, 4)
+    (file,) = states(store)
+    data = file.read_bytes()
+    file.write_bytes(DAMAGE[damage](data) if damage != "a byte of the numbers flipped" else flipped(data, -20))
+    for ask in (lambda: store.get(key_of(), 4, [1]), store.check):
+        with pytest.raises(StoreError, match=re.escape(str(file))) as named:
+            ask()
+        assert "delete it" in str(named.value)
+    assert_holds(store, key_of(), scores, 4)
+    file.unlink()
+    assert store.get(key_of(), 4, [1]) is None
+    store.put(key_of(), scores, 4)
+    assert_holds(store, key_of(), scores, 4, (1,))
+
+
+def test_what_a_store_cannot_keep_is_refused(store):
+    with pytest.raises(ValueError, match="calibrated scores of all 9 heads of 3 layers"):
+        store.put(key_of(), scores_of(layers=4), 3)
+    with pytest.raises(ValueError, match="4 layers were run, weights of 2 are known"):
+        store.put(key_of(fingerprint=LAYERS[:2]), scores_of(), 4)
+    with pytest.raises(ValueError, match="2 layers were run, weights of 4 are known, states are of 4"):
+        store.put(key_of(), scores_of(layers=2, hidden=(3,)), 2)
+
+
+# Stores of earlier versions
+
+
+def test_hidden_states_that_an_earlier_version_kept_beside_the_scores_are_found_and_kept(store):
+    scores = scores_of(layers=2, hidden=(0, 1))
+    store.put(key_of(), scores, 2)
+    (file,) = files(store)
+    for state in states(store):
+        state.unlink()
+    tensors = {name: getattr(scores, name) for name in ARRAYS}
+    tensors |= {f"hidden.{layer}": state for layer, state in scores.hidden.items()}
+    file.write_bytes(with_fitting_checksum(tensors, layers=2, fingerprint=list(LAYERS[:2])))
+    assert store.check() == 1
+    assert_holds(store, key_of(), scores, 2, (0, 1))
+    store.put(key_of(), scores_of(3, hidden=(3,)), 4)  # replaces the entry
+    assert len(files(store)) == store.check() == 1
+    found = store.get(key_of(), 4, [0, 1, 3])
+    for layer in (0, 1):
+        assert_same_bits(found.hidden[layer], scores.hidden[layer])
 
 
 # Folders
@@ -913,6 +1118,104 @@ def test_a_store_without_its_folder_for_writing_is_opened(store):
     opened = HeadScoreStore(store.path)
     opened.put(key_of(1), scores_of(1), 4)
     assert opened.check() == 2
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user of the machine may look into."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_f44_a_store_that_may_not_be_written_to_is_read_without_its_folder_for_writing(open_folder):
+    store, scores = HeadScoreStore(open_folder / "store"), scores_of(hidden=(1,))
+    store.put(key_of(), scores, 4)
+    (store.path / ".writing").rmdir()
+    with unprivileged():
+        opened = HeadScoreStore(store.path)
+        assert_holds(opened, key_of(), scores, 4, (1,))
+        assert len(opened) == opened.check() == 1
+        assert opened.get(key_of(1), 1) is None
+        with pytest.raises(StoreError, match=re.escape(key_of(1).digest) + ".* cannot be written: Permission denied"):
+            opened.put(key_of(1), scores_of(1), 4)
+        with pytest.raises(StoreError, match=r"other/store.json cannot be written: Permission denied"):
+            HeadScoreStore(open_folder / "other")
+    assert not (store.path / ".writing").exists()
+
+
+def test_f44_what_may_not_be_read_is_named(open_folder):
+    store = HeadScoreStore(open_folder / "store")
+    store.put(key_of(), scores_of(hidden=(1,)), 4)
+    for closed in (*files(store), *states(store), store.path / "store.json", files(store)[0].parent, store.path):
+        mode = closed.stat().st_mode
+        closed.chmod(0)
+        message = f"{re.escape(str(closed))}.* cannot be read: Permission denied"
+        with unprivileged(), pytest.raises(StoreError, match=message):
+            HeadScoreStore(store.path).get(key_of(), 4, [1])
+        closed.chmod(mode)
+    assert store.check() == 1
+
+
+def test_f44_loops_of_links_and_files_for_folders_are_named(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StoreError, match=r"/loop/store.json cannot be read: Too many levels"):
+        HeadScoreStore(tmp_path / "loop")
+    with pytest.raises(StoreError, match=r"/loop/store/store.json cannot be read: Too many levels"):
+        HeadScoreStore(tmp_path / "loop" / "store")
+    store = HeadScoreStore(tmp_path / "store")
+    store.put(key_of(), scores_of(hidden=(1,)), 4)
+    (file,), (state,) = files(store), states(store)
+    for own in (file, state):
+        for make in (own.symlink_to, lambda _, own=own: own.mkdir(), lambda _, own=own: os.mkfifo(own)):
+            own.rmdir() if own.is_dir() else own.unlink()
+            make(own)
+            for ask in (lambda: store.get(key_of(), 4, [1]), store.check):
+                with pytest.raises(StoreError, match=rf"{re.escape(str(own))} cannot be read: \w.*delete it"):
+                    ask()
+        own.unlink()
+        own.parent.rmdir()
+        own.parent.symlink_to(own.parent)
+        with pytest.raises(StoreError, match=re.escape(str(own.parent))):
+            store.check()
+        with pytest.raises(StoreError, match=rf"{re.escape(str(own.parent))}.* cannot be "):
+            store.put(key_of(), scores_of(hidden=(1,)), 4)
+        own.parent.unlink()
+        own.parent.write_text("x")
+        with pytest.raises(StoreError, match=rf"{re.escape(str(own.parent))} does not belong"):
+            store.check()
+        with pytest.raises(StoreError, match=rf"{re.escape(str(own.parent))}.* cannot be "):
+            store.put(key_of(), scores_of(hidden=(1,)), 4)
+        own.parent.unlink()
+        store.put(key_of(), scores_of(hidden=(1,)), 4)
+    assert store.check() == 1
+
+
+def test_f22_a_stores_path_is_expanded_and_made_absolute_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert HeadScoreStore("~/scores").path == HeadScoreStore.of(Path("~/scores")).path == tmp_path / "home" / "scores"
+    near = HeadScoreStore("near")
+    kept = kept_store("near")
+    monkeypatch.chdir("/")
+    near.put(key_of(), scores_of(), 4)
+    assert HeadScoreStore.of(kept).check() == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "near"]
+
+
+def test_f22_a_store_to_keep_means_the_same_after_a_change_of_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    store = HeadScoreStore("near")
+    for same in (None, store, str(tmp_path), tmp_path):
+        assert kept_store(same) is same
+    assert kept_store("far") == kept_store(Path("far")) == str(tmp_path / "far")  # nothing is made
+    assert kept_store("~/far") == str(tmp_path / "home" / "far")
+    assert [path.name for path in tmp_path.iterdir()] == ["near"]
+    for wrong, error in ((3, TypeError), (True, TypeError), (b"far", TypeError), ("", ValueError)):
+        for use in (kept_store, HeadScoreStore.of, HeadScoreStore):
+            with pytest.raises(error, match="store is a path, got "):
+                use(wrong)
 
 
 def test_leftovers_go_after_an_hour_and_never_count(store):
@@ -1108,3 +1411,98 @@ def test_two_processes_may_write_the_same_lists_at_once(writers, tmp_path, how):
     assert written(path, count) == set(range(count))
     assert len(list(path.glob("??/*"))) == count
     assert not list((path / ".writing").iterdir())
+
+
+# Hidden states at once
+
+WORKERS = 4
+
+
+def put_states(path, worker):
+    """Put a hidden state of the worker's own layer for each of some lists, as a reader does that wants it alone."""
+    store = HeadScoreStore(path)
+    for number in range(20):
+        numbers = np.random.default_rng(number)
+        raw, null, filtered = numbers.standard_normal((3, 2, 3 * 4), dtype=np.float32)
+        state = {worker: np.full(3, 10 * number + worker, dtype=np.float32)}
+        key = StoreKey(hashlib.sha256(str(number).encode()).hexdigest(), ("1", "2", "3", "4"), 3, {"model": "m"})
+        store.put(key, ListScores(raw, null, filtered, None, state), 4)
+
+
+def assert_all_states_are_there(path):
+    store = HeadScoreStore(path)
+    lost = []
+    for number in range(20):
+        key = StoreKey(hashlib.sha256(str(number).encode()).hexdigest(), ("1", "2", "3", "4"), 3, {"model": "m"})
+        for worker in range(WORKERS):
+            found = store.get(key, 4, [worker])
+            if found is None:
+                lost.append((number, worker))
+            else:
+                assert found.hidden[worker].tolist() == [10 * number + worker] * 3
+    assert lost == []
+    assert store.check() == len(store) == 20
+    assert not list((path / ".writing").iterdir())
+
+
+def test_f42_threads_that_put_hidden_states_at_once_lose_none(tmp_path):
+    path = tmp_path / "store"
+    start = threading.Barrier(WORKERS)
+    failed = []
+
+    def work(worker):
+        start.wait()
+        try:
+            put_states(path, worker)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(WORKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert_all_states_are_there(path)
+
+
+AT_ONCE = f"""
+import hashlib, sys
+import numpy as np
+import safetensors.numpy
+from pyterrier_routehead.scores import ListScores
+from pyterrier_routehead.store import HeadScoreStore, StoreKey
+
+{inspect.getsource(put_states)}
+print("ready", flush=True)
+sys.stdin.readline()
+put_states(sys.argv[1], int(sys.argv[2]))
+"""
+
+
+def test_f42_processes_that_put_hidden_states_at_once_lose_none(tmp_path):
+    path = tmp_path / "store"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", AT_ONCE, str(path), str(worker)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for worker in range(WORKERS)
+    ]
+    try:
+        for worker in workers:
+            assert worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        for worker in workers:
+            worker.communicate(timeout=120)
+            assert worker.returncode == 0
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert_all_states_are_there(path)

@@ -1,146 +1,256 @@
-"""One re-ranker object used by many threads at once ranks as it does for one."""
+"""One model used from many threads, by us and by its owner, and across forks."""
 
-import sys
+import os
+import random
+import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import numpy as np
-import pandas as pd
 import pytest
+import torch
 
-from pyterrier_routehead import (
-    AttentionHeadScorer,
-    CoReHeadReranker,
-    FrozenLLM,
-    HeadRouter,
-    HeadSet,
-    ICRReranker,
-    ReadingSettings,
-    RouteHeadReranker,
-    StaticHeadReranker,
-)
-from pyterrier_routehead.query_encoder import QueryState
-from pyterrier_routehead.reader import model_identity
-from pyterrier_routehead.router import Selection
-from tiny import tiny_model
+from pyterrier_routehead import FrozenLLM, ICRReranker
+from pyterrier_routehead.heads import all_heads
+from pyterrier_routehead.kernel import score_lists
+from pyterrier_routehead.locks import new_lock
+from pyterrier_routehead.query_encoder import QueryState, embed_query
+from test_architectures import bitwise_equal, snapshot, weights
+from tiny import HEADS, LAYERS, random_prompt, tiny_model
 from toys import byte_tokenizer, frame
 
-THREADS = 16
-WORDS = ["cats", "moon", "paris", "rain", "tea", "whale"]
-QRELS = pd.DataFrame([{"qid": f"q{i}", "docno": f"q{i}-d{i % 2}", "label": 1} for i in range(50)])
+ALL = all_heads(LAYERS, HEADS)
+LISTS = [
+    random_prompt(seed, [random.Random(seed).randrange(1, 20) for _ in range(4)], query=3 + seed % 7)
+    for seed in range(50)
+]
 
 
-def some_list(i: int) -> pd.DataFrame:
-    """Lists of two to five documents, in an order of rows that is not the first stage's."""
-    generator = np.random.default_rng(i)
-    texts = [" ".join(generator.choice(WORDS, 2)) for _ in range(2 + i % 4)]
-    return frame({f"q{i}": texts}, {f"q{i}": f"{WORDS[i % 6]} {i}"}).sample(frac=1, random_state=i)
+def generate(model, ids):
+    return model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False).tolist()
 
 
-LISTS = [some_list(i) for i in range(50)]
+@pytest.mark.filterwarnings("ignore:The attention mask")
+@pytest.mark.parametrize(("architecture", "attention", "each"), [("Llama", "sdpa", 50), ("Gemma2", "eager", 8)])
+def test_f12_sixteen_threads_read_while_the_owner_generates(architecture, attention, each):
+    model, tokenizer = tiny_model(architecture, attention=attention, causal_lm=True), byte_tokenizer()
+    llm = FrozenLLM(model, tokenizer=tokenizer)
+    state, texts = QueryState(2), [f"what is {i}" for i in range(50)]
+    prompts = [[5 + i, 17, 40 + i] for i in range(8)]
+    scores = [score_lists(llm, [prompt], ALL)[0] for prompt in LISTS]
+    embedded = [embed_query(FrozenLLM(model, tokenizer=tokenizer), text, state) for text in texts]
+    generated = [generate(model, ids) for ids in prompts]
+    reading = threading.Event()
+
+    def read(thread):
+        reading.set()
+        order = random.Random(thread).sample(range(len(LISTS)), each)
+        return {i: score_lists(llm, [LISTS[i]], ALL)[0] for i in order}
+
+    def own(work, args):
+        reading.wait()
+        rounds = []
+        while reading.is_set():
+            rounds.append([work(arg) for arg in args])
+        return rounds
+
+    def embed_and_tokenise(text):
+        tokenizer([text, text * 3], padding="max_length", truncation=True, max_length=8)
+        return embed_query(llm, text, state)
+
+    with ThreadPoolExecutor(18) as pool:
+        owner = pool.submit(own, lambda ids: generate(model, ids), prompts)
+        embedder = pool.submit(own, embed_and_tokenise, texts)
+        found = [job.result() for job in [pool.submit(read, thread) for thread in range(16)]]
+        reading.clear()
+        generations, embeddings = owner.result(), embedder.result()
+    for one in found:
+        for i, own_scores in one.items():
+            for name in ("raw", "null", "filtered", "summed"):
+                np.testing.assert_array_equal(getattr(own_scores, name), getattr(scores[i], name))
+    assert len(generations) >= 1
+    assert all(one == generated for one in generations)
+    for one in embeddings:
+        np.testing.assert_array_equal(one, embedded)
 
 
-def a_model() -> FrozenLLM:
-    return FrozenLLM(tiny_model("Llama", num_hidden_layers=2), tokenizer=byte_tokenizer())
+def test_f12_re_rankers_of_one_model_in_threads():
+    llm = FrozenLLM(tiny_model("Llama", max_position_embeddings=4096), tokenizer=byte_tokenizer())
+    reranker = ICRReranker(llm=llm)
+    frames = [frame({f"q{i}": [f"text {j} of {i}" for j in range(3)]}) for i in range(20)]
+    expected = [reranker(one)["score"].to_numpy() for one in frames]
+    with ThreadPoolExecutor(8) as pool:
+        for found, one in zip(pool.map(reranker, frames), expected, strict=True):
+            np.testing.assert_array_equal(found["score"].to_numpy(), one)
 
 
-@pytest.fixture(scope="module")
-def llm():
-    return a_model()
+def test_f1_embeddings_are_remembered_while_others_fill_the_memory(monkeypatch):
+    from pyterrier_routehead import query_encoder
+
+    monkeypatch.setattr(query_encoder, "_REMEMBERED", 3)
+    llm = FrozenLLM(tiny_model("Llama"), tokenizer=byte_tokenizer())
+    state, texts = QueryState(0), [f"what is {i}" for i in range(12)]
+    expected = [embed_query(llm, text, state) for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: embed_query(llm, texts[i % 12], state), range(300)))
+    np.testing.assert_array_equal(found, expected * 25)
 
 
-@pytest.fixture(scope="module")
-def scored(llm):
-    return [AttentionHeadScorer(llm=llm)(own) for own in LISTS]
+# Forks
 
 
-@pytest.fixture(scope="module")
-def rerankers(llm, scored):
-    """Each kind of re-ranker, as a function of what it is given beside its heads."""
-    heads = HeadSet.of("1-1,0-2,1-3,0-0", model=model_identity(llm), settings=ReadingSettings())
-    generator = np.random.default_rng(0)
-    weights = {
-        "mean": np.zeros(32),
-        "deviation": np.full(32, 2.0),
-        "projection": generator.normal(size=(32, 3)),
-        "head_embeddings": generator.normal(size=(4, 3)),
-        "bias": np.zeros(4),
-    }
-    router = HeadRouter.of(heads, weights, state=QueryState(0), selection=Selection(max_heads=2))
-    found = CoReHeadReranker(llm=llm, k=3, calibrated=True).fit(pd.concat(scored[:12]), QRELS).head_set_
-    return {
-        "route": lambda **given: RouteHeadReranker(router, routed_heads=True, **given),
-        "core": lambda **given: CoReHeadReranker(found, k=3, **given),
-        "static": lambda **given: StaticHeadReranker(heads, first_stage_weight=0.5, **given),
-        "icr": lambda **given: ICRReranker(depth=3, **given),
-    }
+def outcome_in_a_fork(work, seconds=30):
+    """What a forked process makes of some work: its exit status, or None if it does not come to an end."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if work() else 2
+        finally:
+            os._exit(status)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def forked(test):
+    test = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")(test)
+    return pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")(test)
 
 
 @pytest.fixture
-def hasty():
-    """Threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
+def one_thread():
+    """OpenMP's threads do not survive a fork."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    sys.setswitchinterval(before)
+    torch.set_num_threads(threads)
 
 
-def ranked_at_once(reranker, lists):
-    """Each thread ranks all lists, starting at another one; what each of them got, in the lists' order."""
-    start = Barrier(THREADS)
+class Stop:
+    """Something to stop at, in the middle of a thread's work."""
 
-    def work(number):
-        start.wait()
-        order = [(number * 7 + i) % len(lists) for i in range(len(lists))]
-        found = {i: reranker(lists[i]) for i in order}
-        return [found[i] for i in range(len(lists))]
+    def __init__(self):
+        self.reached, self.leave = threading.Event(), threading.Event()
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(work, range(THREADS)))
+    def __call__(self, *_):
+        self.reached.set()
+        self.leave.wait(30)
 
-
-KINDS = pytest.mark.parametrize("kind", ["route", "core", "static", "icr"])
-
-
-@KINDS
-@pytest.mark.usefixtures("hasty")
-def test_f1_many_threads_rank_vectors_as_one_does(rerankers, llm, scored, kind):
-    expected = [rerankers[kind](llm=llm)(own) for own in scored]
-    if kind == "route":
-        assert len({heads for own in expected for heads in own["routed_heads"]}) > 3
-    for found in ranked_at_once(rerankers[kind](llm=llm), scored):
-        pd.testing.assert_frame_equal(pd.concat(found), pd.concat(expected), check_exact=True)
+    def while_stopped(self, target, work):
+        thread = threading.Thread(target=target)
+        thread.start()
+        try:
+            assert self.reached.wait(30)
+            return work()
+        finally:
+            self.leave.set()
+            thread.join()
 
 
-@KINDS
-@pytest.mark.usefixtures("hasty")
-def test_f1_many_threads_rank_texts_as_one_does(rerankers, llm, kind):
-    lists = LISTS[:4]
-    expected = [rerankers[kind](llm=llm)(own) for own in lists]
-    # A model of its own, which the threads load and try together.
-    for found in ranked_at_once(rerankers[kind](llm=a_model()), lists):
-        pd.testing.assert_frame_equal(pd.concat(found), pd.concat(expected), check_exact=True)
+@forked
+@pytest.mark.usefixtures("one_thread")
+def test_f41_a_process_forked_during_a_pass_reads_on():
+    llm = FrozenLLM(tiny_model("Llama"), tokenizer=byte_tokenizer())
+    expected = score_lists(llm, LISTS[:1], ALL)[0].raw
+    stop = Stop()
+    hook = llm.model.layers[1].register_forward_pre_hook(stop)
+
+    def read():
+        hook.remove()
+        return np.array_equal(score_lists(llm, LISTS[:1], ALL)[0].raw, expected)
+
+    assert stop.while_stopped(lambda: score_lists(llm, LISTS[:1], ALL), lambda: outcome_in_a_fork(read)) == 0
 
 
-@pytest.mark.parametrize("inp", ["text", "vectors"])
-@pytest.mark.usefixtures("hasty")
-def test_f1_threads_open_a_named_model_once(rerankers, scored, inp, tmp_path, monkeypatch):
-    tiny_model("Llama", num_hidden_layers=2).save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
-    reranker = rerankers["route"](llm=str(tmp_path / "model"))
-    opened = set()
-    of = FrozenLLM.of
+@forked
+@pytest.mark.usefixtures("one_thread")
+def test_f41_a_process_forked_while_a_model_is_loaded_loads_it():
+    llm = FrozenLLM(tiny_model("Llama"), tokenizer=byte_tokenizer())
+    stop = Stop()
+    hook = llm.model.layers[1].register_forward_pre_hook(stop)
 
-    def spy(*args, **options):
-        if not options:  # the check of arguments
-            return of(*args)
-        time.sleep(0.01)  # others come meanwhile
-        opened.add(made := of(*args, **options))
-        return made
+    def load():
+        hook.remove()
+        return llm.num_heads == HEADS and score_lists(llm, LISTS[:1], ALL)[0].raw.any()
 
-    monkeypatch.setattr(FrozenLLM, "of", spy)
-    first, *others = ranked_at_once(reranker, (LISTS if inp == "text" else scored)[:1])
-    assert len(opened) == 1
-    for own in others:
-        pd.testing.assert_frame_equal(own[0], first[0], check_exact=True)
+    assert stop.while_stopped(llm.load, lambda: outcome_in_a_fork(load)) == 0
+
+
+@forked
+def test_f41_all_locks_are_free_in_a_forked_process():
+    lock, stop = new_lock(), Stop()
+
+    def hold():
+        with lock:
+            stop()
+
+    def look():
+        assert not lock.acquire(blocking=False)
+        return outcome_in_a_fork(lambda: lock.acquire(timeout=5))
+
+    assert stop.while_stopped(hold, look) == 0
+
+
+# Interrupts
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+def test_f38_an_interrupt_at_any_moment_leaves_the_model_alone():
+    model = tiny_model("Gemma2", attention="eager", causal_lm=True).train()
+    model.model.layers[1].eval()
+    llm = FrozenLLM(model, tokenizer=byte_tokenizer()).load()
+    expected = score_lists(llm, LISTS[:1], ALL, hidden_layers=[1])[0]
+    before, values = snapshot(model), weights(model)
+    generator, interrupted = random.Random(1), 0
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    usual = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(150):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-4, 0.03))
+                score_lists(llm, LISTS[:1], ALL, hidden_layers=[1])
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert snapshot(model) == before
+    finally:
+        signal.signal(signal.SIGALRM, usual)
+    assert interrupted > 30
+    assert bitwise_equal(weights(model), values)
+    # Nor does a lock stay behind, for other threads either.
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(lambda: score_lists(llm, LISTS[:1], ALL, hidden_layers=[1])[0]).result(timeout=30)
+    np.testing.assert_array_equal(found.raw, expected.raw)
+
+
+def test_f28_our_attention_is_never_the_models_not_even_inside_a_pass():
+    model = tiny_model("Llama", causal_lm=True).train()
+    llm = FrozenLLM(model, tokenizer=byte_tokenizer()).load()
+    before, seen = snapshot(model), []
+
+    def look(module, args):
+        assert module is not model.model.layers[1]
+        seen.append(snapshot(model))
+
+    hook = model.model.layers[1].register_forward_pre_hook(look)
+    score_lists(llm, LISTS[:1], ALL)
+    hook.remove()
+    assert len(seen) == 2
+    for inside in seen:
+        assert inside["training"] == before["training"]
+        assert inside["attention"] == before["attention"]
+        assert inside["tensors"] == before["tensors"]
+    assert snapshot(model) == before

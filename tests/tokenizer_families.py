@@ -354,6 +354,53 @@ def greedy_tokenizer() -> PreTrainedTokenizerBase:
     return wrapped(byte_level(pre.ByteLevel(add_prefix_space=False, use_regex=False), page=page), [])
 
 
+DIGITS_FROM_THE_RIGHT = (
+    r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))| ?\p{L}+|\s+(?!\S)|\s+|[^\s\p{L}\p{N}]+"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+GPT4O_REGEX = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _unsplit() -> PreTrainedTokenizerBase:
+    """Merges go on across the whole text, and each depends on those before it."""
+    page = PAGE + "abab ba aab bba cabac " * 30
+    return wrapped(byte_level(pre.ByteLevel(add_prefix_space=False, use_regex=False), page=page), ["<|e|>", "☃"])
+
+
+def _unigram() -> PreTrainedTokenizerBase:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=300, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator([PAGE], trainer)
+    return wrapped(tokenizer, ["<unk>", "<s>"], unk_token="<unk>")
+
+
+def _wordpiece() -> PreTrainedTokenizerBase:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=40))
+    tokenizer.pre_tokenizer = pre.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=["[UNK]", "[SEP]"], show_progress=False)
+    tokenizer.train_from_iterator([PAGE], trainer)
+    return wrapped(tokenizer, ["[UNK]", "[SEP]"], unk_token="[UNK]")
+
+
+MORE_FOR_CUTS = {
+    "normalising": lambda: normalizing_tokenizer(),
+    "greedy": lambda: greedy_tokenizer(),
+    "digits from the right": lambda: wrapped(
+        byte_level(by_regex(DIGITS_FROM_THE_RIGHT), page=PAGE + "1234567 890 " * 40), ["<|e|>"]
+    ),
+    "gpt-4o": lambda: wrapped(byte_level(by_regex(GPT4O_REGEX), page=PAGE + PAGE.upper()), ["<|e|>"]),
+    "unsplit": _unsplit,
+    "unigram": _unigram,
+    "wordpiece": _wordpiece,
+}
+"""Tokenizers that make it hard to tell a text's first tokens from its beginning."""
+
+
 @dataclass(frozen=True)
 class Family:
     """How to make a tokenizer, and what markup its prompts should have."""
@@ -422,6 +469,22 @@ def injections(tokenizer: PreTrainedTokenizerBase) -> st.SearchStrategy[str]:
         st.text(max_size=4),
     )
     return st.lists(part, min_size=1, max_size=8).map("".join)
+
+
+def long_texts(tokenizer: PreTrainedTokenizerBase) -> st.SearchStrategy[str]:
+    """Texts of some thousand characters, of all that may stand where a text is cut."""
+    part = st.one_of(
+        st.integers(0, len(PAGE) - 2).map(lambda start: PAGE[start : start + 150]),
+        st.integers(0, len(PAGE) - 2).map(lambda start: PAGE[start : start + 150]),
+        injections(tokenizer),
+        st.text(st.sampled_from("ab"), min_size=20, max_size=120),
+        st.tuples(st.sampled_from("a =-.5é灯\n👩\u0301"), st.integers(1, 90)).map(lambda two: two[0] * two[1]),
+        st.text(st.sampled_from("灯台は年に建てられました。港口六点开放，"), min_size=10, max_size=60),
+        st.integers(0, 10**30).map(str),
+        st.text(st.sampled_from("e\u0301 \u0308a\u200d👩🚀각ᄀ ᅡᆨ ①ﬁ㎏＜"), max_size=30),
+        st.text(max_size=20),
+    )
+    return st.lists(part, min_size=1, max_size=25).map("".join)
 
 
 def full_width(text: str) -> str:

@@ -1,0 +1,113 @@
+"""Which weights of a model are in effect at this moment, where PEFT's adapters are added, switched, disabled or merged.
+
+An adapter that is disabled or merged computes nothing of its own, so a model with such adapters is told apart from its
+base by the base's weights alone. PEFT itself is not needed: its layers are known by what they have.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def weights_in_effect(module: "torch.nn.Module") -> "dict[str, torch.Tensor]":
+    """A module's tensors by name, as if its base had been taken out of the wrappers of adapters and compilation.
+
+    Adapters that are not in effect are left out. One that is stands under the number that it has among those in effect,
+    since its name changes nothing.
+    """
+    import torch
+
+    state = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+    if not any(_is_wrapper(part) for part in module.modules()):
+        return state
+    named = ((_plain_name(module, name), value) for name, value in state.items())
+    return {name: value for name, value in named if name is not None}
+
+
+def settings_in_effect(module: "torch.nn.Module") -> list[str]:
+    """What adapters that are in effect have beside tensors, such as their scaling."""
+    said = []
+    for name, part in module.named_modules():
+        if not _is_tuner(part):
+            continue
+        for number, adapter in enumerate(_in_effect(part)):
+            for setting in (*part.other_param_names, "scaling"):
+                own = getattr(part, setting, None)
+                value = own.get(adapter) if isinstance(own, dict) else None
+                if isinstance(value, bool | int | float | str):
+                    said.append(f"{_plain_name(module, name)}:{type(part).__name__}:{number}:{setting}={value!r}")
+    return said
+
+
+def refuse_pending_unmerge(modules: "Iterable[torch.nn.Module]") -> None:
+    """Refuse adapters that the next forward, whoever calls it, would take out of the weights.
+
+    Raises:
+        ValueError: naming the adapters.
+    """
+    for module in modules:
+        if getattr(module, "_disable_adapters", False) and getattr(module, "merged_adapters", None):
+            raise ValueError(
+                f"adapters ({', '.join(module.merged_adapters)}) are merged into the loaded model's weights and "
+                "disabled as well, so that its next forward would change its weights: call unmerge_adapter() first"
+            )
+
+
+def virtual_tokens(model: "torch.nn.Module") -> str | None:
+    """The kind of an active adapter that puts tokens of its own before every prompt, which no pass would see."""
+    for config in _active_configs(model):
+        if getattr(config, "is_prompt_learning", False):
+            return type(config).__name__.removesuffix("Config")
+    return None
+
+
+def _active_configs(model: Any) -> Iterator[object]:
+    configs, active = getattr(model, "peft_config", None), getattr(model, "active_adapters", None)
+    if isinstance(configs, dict) and not callable(active):
+        yield from (configs[name] for name in active or () if name in configs)
+
+
+def _is_tuner(module: object) -> bool:
+    return hasattr(module, "adapter_layer_names") and "base_layer" in getattr(module, "_modules", {})
+
+
+def _is_saved_copy(module: object) -> bool:
+    return hasattr(module, "adapter_layer_names") and "modules_to_save" in getattr(module, "_modules", {})
+
+
+def _is_wrapper(module: "torch.nn.Module") -> bool:
+    return hasattr(module, "adapter_layer_names") or "_orig_mod" in module._modules
+
+
+def _in_effect(layer: Any) -> list[str]:
+    if layer.disable_adapters or getattr(layer, "merged_adapters", None):
+        return []
+    return list(dict.fromkeys(layer.active_adapters))
+
+
+def _plain_name(module: object, name: str) -> str | None:
+    """A tensor's or module's name without wrappers; None if it is not in effect."""
+    plain, segments = [], iter(name.split("."))
+    for segment in segments:
+        if _is_saved_copy(module):
+            active = [own for own in _in_effect(module) if own in module.modules_to_save][:1]
+            if segment == "original_module" and not active:
+                pass
+            elif segment == "modules_to_save" and next(segments, None) in active:
+                module = module.modules_to_save[active[0]]
+                continue
+            else:
+                return None
+        elif _is_tuner(module) and segment in (*module.adapter_layer_names, *module.other_param_names):
+            adapter, active = next(segments, None), _in_effect(module)
+            if adapter not in active:
+                return None
+            plain += [segment, str(active.index(adapter))]
+            module = module._modules.get(segment)
+            segment = adapter
+        elif segment not in ("base_layer", "token_adapter", "_orig_mod") or not _is_wrapper(module):
+            plain.append(segment)
+        module = getattr(module, "_modules", {}).get(segment)
+    return ".".join(plain)

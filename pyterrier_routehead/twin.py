@@ -1,0 +1,146 @@
+"""A decoder's twin: modules of our own over the same weights.
+
+A loaded model is its owner's, who may be training it, or generating with it in another thread. So nothing of it is
+changed, not even for the time of a pass: passes run on a twin, in which every module, its dictionaries of weights,
+buffers, children and hooks, and every configuration are copies, while the weights themselves are the model's own. Only
+the twin is in evaluation mode, has our attention and runs eagerly.
+
+What a module holds or calls is tied to the twin where it can be seen to belong to the model: in containers, by bound
+methods (accelerate's hooks), in partial functions and in closures. Where it cannot, attention that is not ours is met
+with a mask that is ours, which refuses it.
+"""
+
+import copy
+import functools
+import types
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from .adapters import refuse_pending_unmerge
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Tensor, torch.nn.Parameter, torch.dtype)
+_CONTAINERS = (dict, OrderedDict, list, tuple, set)
+
+
+class Twin:
+    """A twin of a decoder, as it is at this moment.
+
+    Args:
+        decoder: the model below its language-model head.
+        attention: name of the attention implementation that the twin shall have.
+
+    Attributes:
+        decoder: the twin itself.
+    """
+
+    def __init__(self, decoder: torch.nn.Module, attention: str) -> None:
+        modules = [module for module in decoder.modules() if not isinstance(module, torch.jit.ScriptModule)]
+        refuse_pending_unmerge(modules)
+        self._twins = {id(module): object.__new__(type(module)) for module in modules if uncompiled(module) is module}
+        self._configs: dict[int, Any] = {}  # one memo, so that what modules share stays shared
+        self._under_way: set[int] = set()
+        self._attention = attention
+        for module in modules:
+            if id(module) in self._twins:
+                object.__setattr__(self._twins[id(module)], "__dict__", self._state(module))
+        self.decoder = self.of(decoder)
+
+    def of(self, module: torch.nn.Module) -> torch.nn.Module:
+        """What stands for one of the decoder's modules; a module from elsewhere stands for itself."""
+        return self._twins.get(id(uncompiled(module)), module)
+
+    def _state(self, module: torch.nn.Module) -> dict[str, Any]:
+        state = dict(vars(module))
+        if "forward" in state:
+            state["forward"] = _uncompiled_function(state["forward"])
+        for name, value in state.items():
+            if type(value) not in _PLAIN:
+                state[name] = self._counterpart(value, 2)
+        # Those that are not saved may be computed anew in a forward, in place: rotary frequencies are.
+        for name in state["_non_persistent_buffers_set"]:
+            if state["_buffers"].get(name) is not None:
+                state["_buffers"][name] = state["_buffers"][name].clone()
+        state["training"] = False
+        state["_compiled_call_impl"] = None
+        return state
+
+    def _counterpart(self, value: Any, depth: int = 0) -> Any:
+        """What stands for an attribute's value: the value itself unless it holds, or is bound to, what has a twin."""
+        kind = type(value)
+        if kind in _PLAIN:
+            return value
+        if depth and kind in _CONTAINERS:
+            if isinstance(value, dict):
+                return kind((key, self._counterpart(own, depth - 1)) for key, own in value.items()) if value else kind()
+            return kind(self._counterpart(own, depth - 1) for own in value)
+        if isinstance(value, torch.nn.Module):
+            return self.of(value)
+        if isinstance(value, PreTrainedConfig):
+            return self._config(value)
+        if kind is types.MethodType:
+            bound = self._counterpart(value.__self__)
+            return value if bound is value.__self__ else types.MethodType(value.__func__, bound)
+        if kind is types.FunctionType:
+            return self._function(value)
+        if kind is functools.partial:
+            return self._partial(value)
+        if kind is weakref.ReferenceType:
+            return weakref.ref(self.of(value())) if isinstance(value(), torch.nn.Module) else value
+        if kind.__module__ == "accelerate.hooks":
+            return copy.copy(value)  # it remembers where its input came from
+        return value
+
+    def _config(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        if id(config) not in self._configs:
+            copy.deepcopy(config, self._configs)
+            self._configs[id(config)]._attn_implementation = self._attention  # of its parts, too
+        return self._configs[id(config)]
+
+    def _partial(self, value: functools.partial) -> functools.partial:
+        own = functools.partial(
+            self._counterpart(value.func),
+            *(self._counterpart(argument) for argument in value.args),
+            **{name: self._counterpart(argument) for name, argument in value.keywords.items()},
+        )
+        vars(own).update({name: self._counterpart(said) for name, said in vars(value).items()})
+        return own
+
+    def _function(self, function: types.FunctionType) -> types.FunctionType:
+        """A function that a closure ties to modules, tied to their twins."""
+        if not function.__closure__ or id(function) in self._under_way:
+            return function
+        self._under_way.add(id(function))
+        try:
+            cells = [self._cell(cell) for cell in function.__closure__]
+        finally:
+            self._under_way.discard(id(function))
+        if all(own is cell for own, cell in zip(cells, function.__closure__, strict=True)):
+            return function
+        own = types.FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+        )
+        own.__kwdefaults__ = function.__kwdefaults__
+        return own
+
+    def _cell(self, cell: types.CellType) -> types.CellType:
+        try:
+            held = cell.cell_contents
+        except ValueError:  # empty
+            return cell
+        own = self._counterpart(_uncompiled_function(held))
+        return cell if own is held else types.CellType(own)
+
+
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module that ``torch.compile`` has wrapped, or the module itself."""
+    while type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules:
+        module = module._modules["_orig_mod"]
+    return module
+
+
+def _uncompiled_function(function: Any) -> Any:
+    return getattr(function, "_torchdynamo_orig_callable", function) if callable(function) else function
