@@ -56,10 +56,10 @@ def refuse_pending_unmerge(modules: "Iterable[torch.nn.Module]") -> None:
 
 
 def virtual_tokens(model: "torch.nn.Module") -> str | None:
-    """The kind of an active adapter that puts tokens of its own before every prompt, which no pass would see."""
+    """PEFT's name of an active adapter that puts tokens of its own before every prompt, which no pass would see."""
     for config in _active_configs(model):
         if getattr(config, "is_prompt_learning", False):
-            return type(config).__name__.removesuffix("Config")
+            return str(getattr(config.peft_type, "value", config.peft_type))
     return None
 
 

@@ -103,6 +103,9 @@ def converted(gguf: Path) -> Path:
     scratch.mkdir(parents=True)
     try:
         _convert(gguf, scratch)
+        usual = scratch.stat().st_mode & 0o666  # safetensors writes files that their owner alone may read
+        for file in scratch.iterdir():
+            file.chmod(usual)
         try:
             os.replace(scratch, target)
         except OSError:

@@ -81,7 +81,8 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
 
         Raises:
             ValueError: where no list tells anything, a query is in both parts, ``head_scores_raw`` or validation
-                queries are missing, or heads were given.
+                queries are missing, heads were given, or a criterion on calibrated scores meets ``calibrate=False``.
+            MismatchError: for head scores of another model, or read otherwise, than was asked for.
         """
         for name in ("head_set_", "validation_"):
             self.__dict__.pop(name, None)
@@ -260,6 +261,7 @@ class CoReHeadReranker(_DetectedHeadReranker):
     by the softmax probability, at a temperature, that it gives a relevant document among the non-relevant candidates of
     its list, on average over the queries. Ranking is then that of :class:`StaticHeadReranker` with the best k heads,
     with the same columns, and no layer above the deepest of them is run. Both also work on frames with head scores.
+    ``paper_settings("core-detection")`` has the spans of CoRe's own detection, one token shorter than its ranking's.
 
     ``CoReHeadReranker("llama-3.1-8b")`` ranks by the paper's heads, ``CoReHeadReranker("smollm2-135m")`` by those that
     come with the package; :func:`available` lists all. Without ``llm``, their model is loaded.

@@ -135,7 +135,7 @@ def _ask_hub(place: Place, files: tuple[str, ...]) -> Place:
 
     options = {name: value for name, value in place.arguments.items() if value is not None}
     if options.get("local_files_only"):
-        note = "local_files_only was given"
+        note = "only local files may be used (local_files_only)"
     elif constants.HF_HUB_OFFLINE:
         note = "offline mode is on: HF_HUB_OFFLINE=1"
     else:

@@ -40,6 +40,16 @@ class HeadReranker(ReadsLists):
     Args:
         first_stage_weight: weight of the first stage's score, added after both sides are standardised over the
             candidates of the query that are re-ranked (within a window, over those in it); 0 leaves it out.
+
+    Raises:
+        TypeError: naming the argument of a wrong type, in the constructor or, where it was set later, at the next call;
+            or column, qid and docno of what is no text, id or number.
+        ValueError: naming the argument of a wrong value, likewise; a column that stands twice; or column and qid of
+            what is missing or not finite.
+        InputValidationError: PyTerrier's, naming the columns that a frame lacks.
+        NotFittedError: where there are no heads to rank by yet.
+        MismatchError: for head scores of another model, or read otherwise, than was asked for or the head set says.
+        ListTooLongError: naming the qid of a list that does not fit into the model's context and cannot be cut.
     """
 
     first_stage_weight: float = 0.0

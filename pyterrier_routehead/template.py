@@ -181,6 +181,9 @@ def paper_settings(method: str) -> dict[str, object]:
     ``core-mistral``    CoRe, both, for Mistral, where spans end with the text and rows with the query
     ==================  ===========================================================================================
 
+    Heads found with ``core-detection`` rank with ``core``, given as a list so that the set's own settings do not count:
+    ``StaticHeadReranker(found.head_set_.top(8).heads, llm=llm, **paper_settings("core"))``.
+
     What differs from the methods' own code: markup and data are encoded apart, so a final mark never merges with a bare
     blank line behind it (``core`` on Llama 3 and Qwen, ``qr-qwen``), and the last document of ``core`` has the token
     behind its text like the others; blanks around a query are stripped; a document without a title has no empty line in

@@ -179,13 +179,17 @@ def test_f17_leftovers_of_killed_conversions_are_swept_and_those_under_way_stay(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
-def test_f17_what_is_converted_has_the_usual_permissions(tiny_gguf):
+def test_f17_what_is_converted_has_the_usual_permissions(tiny_gguf, monkeypatch):
+    monkeypatch.setattr(
+        default_model, "_convert", lambda _, folder: (folder / "model.safetensors").touch(0o600)
+    )  # as safetensors does
     before = os.umask(0o027)
     try:
         folder = default_model.converted(tiny_gguf)
     finally:
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o750
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 def test_f17_a_conversion_says_once_what_is_written_and_where(tiny_gguf, caplog):
