@@ -493,6 +493,20 @@ def test_f34_a_router_of_format_1_is_read_with_all_other_checks(tmp_path):
         HeadRouter(path)
 
 
+@pytest.mark.parametrize("seal", [lambda said: sealed(json.dumps(said)), of_format_1], ids=["now", "format 1"])
+def test_early_names_of_the_numbers_of_heads_are_read(seal, tmp_path):
+    router = some_router(min_heads=2, max_heads=3)
+    file = router.save(tmp_path / "mine").path / "router.json"
+    said = json.loads(file.read_text())
+    selection = said["selection"]
+    selection["least"], selection["most"] = selection.pop("min_heads"), selection.pop("max_heads")
+    file.write_text(seal(said))
+    loaded = HeadRouter(tmp_path / "mine")
+    same_routers(loaded, router)
+    again = loaded.save(tmp_path / "again").path / "router.json"
+    assert set(json.loads(again.read_text())["selection"]) == set(asdict(Selection()))
+
+
 @pytest.mark.parametrize("name", [*WEIGHT_NAMES, *EVIDENCE_NAMES])
 @pytest.mark.parametrize("kind", ["float16", "float64", "int32", "uint8", "bool"])
 def test_f34_weights_of_another_type_are_refused(name, kind, tmp_path):
