@@ -243,14 +243,6 @@ def test_a_selection_holds_plain_numbers():
     assert own == Selection(0.25, 2, 3, static_heads=1, unsure=1.0)
 
 
-def test_early_names_of_the_numbers_of_heads_are_read():
-    said = {"threshold": 0.25, "least": 2, "most": 3, "weighting": "even", "static_heads": 0, "unsure": 0.0}
-    assert Selection.from_json(said) == Selection(0.25, 2, 3)
-    now = asdict(Selection(0.25, 2, 3))
-    assert set(now) == {"threshold", "min_heads", "max_heads", "weighting", "static_heads", "unsure"}
-    assert Selection.from_json(now) == Selection(0.25, 2, 3)
-
-
 def test_another_selection_is_another_router_of_the_same_weights():
     router = some_router(evidence=True)
     other = router.with_selection(Selection(max_heads=1))
@@ -501,6 +493,20 @@ def test_f34_a_router_of_format_1_is_read_with_all_other_checks(tmp_path):
         HeadRouter(path)
 
 
+@pytest.mark.parametrize("seal", [lambda said: sealed(json.dumps(said)), of_format_1], ids=["now", "format 1"])
+def test_early_names_of_the_numbers_of_heads_are_read(seal, tmp_path):
+    router = some_router(min_heads=2, max_heads=3)
+    file = router.save(tmp_path / "mine").path / "router.json"
+    said = json.loads(file.read_text())
+    selection = said["selection"]
+    selection["least"], selection["most"] = selection.pop("min_heads"), selection.pop("max_heads")
+    file.write_text(seal(said))
+    loaded = HeadRouter(tmp_path / "mine")
+    same_routers(loaded, router)
+    again = loaded.save(tmp_path / "again").path / "router.json"
+    assert set(json.loads(again.read_text())["selection"]) == set(asdict(Selection()))
+
+
 @pytest.mark.parametrize("name", [*WEIGHT_NAMES, *EVIDENCE_NAMES])
 @pytest.mark.parametrize("kind", ["float16", "float64", "int32", "uint8", "bool"])
 def test_f34_weights_of_another_type_are_refused(name, kind, tmp_path):
@@ -573,13 +579,6 @@ def test_f44_a_router_of_wrong_types_is_refused_when_it_is_made(wrong, message):
     given = {"pool": some_pool(), "weights": some_weights(), "state": QueryState(0)} | wrong
     with pytest.raises(TypeError, match=message):
         HeadRouter.of(**given)
-
-
-@pytest.mark.parametrize("name", ["threshold", "unsure", "least", "most", "static_heads"])
-def test_f44_a_selection_of_wrong_types_is_refused(name):
-    for value in ("1", None, True, [1], *([1.0] if name in ("least", "most", "static_heads") else [])):
-        with pytest.raises(TypeError, match=f"{name} is a (probability|whole number of heads), got "):
-            Selection(**{name: value})
 
 
 def test_f22_a_routers_path_is_expanded_and_made_absolute_once(tmp_path, monkeypatch):
