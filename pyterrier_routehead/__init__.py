@@ -20,9 +20,9 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``chat``                 the markup around a user's turn
 ``cutting``              how far a text must be read for its first tokens
 ``encoding``             text to token ids, markup apart from data
+``masked``               exact attention of few rows, or of a sequence in pieces
 ``patterns``             reading patterns: where each token stands, and who sees whom
 ``prompt``               a query and its candidates as ids, with exact spans
-``masked``               exact attention of few rows, or of a sequence in pieces
 ``token_filter``         from attention on tokens to scores of documents
 ``attention``            the one place where attention is computed and read
 ``adapters``             which weights are in effect where PEFT's adapters are added

@@ -14,7 +14,6 @@ from .head_set import HeadSet
 from .llm import FrozenLLM
 from .model_slot import ModelSlot
 from .notices import warn
-from .paths import absolute_path
 from .policy import HeadPolicy
 from .reader import ListReader, model_identity
 from .reading import (
@@ -26,7 +25,7 @@ from .reading import (
     shown_settings,
 )
 from .registry import is_bundled_model, named_model
-from .store import HeadScoreStore
+from .store import HeadScoreStore, kept_store
 from .template import PromptTemplate
 
 
@@ -74,8 +73,7 @@ class ReadsLists(pt.Transformer):
     __hash__ = object.__hash__  # PyTerrier's follows the repr, which settings change
 
     def __post_init__(self) -> None:
-        if isinstance(self.store, str | Path):
-            self.store = str(absolute_path("store", self.store))  # wherever the process goes later
+        self.store = kept_store(self.store)  # the same folder wherever the process goes later
         self._check()  # a wrong value is refused here, not in the middle of a run
 
     def _check(self) -> ReadingSettings:
@@ -86,8 +84,7 @@ class ReadsLists(pt.Transformer):
         check_fields(self.text_field, self.title_field)
         if self.verbose is not None:
             check_flag("verbose", self.verbose)
-        if self.store is not None and not isinstance(self.store, HeadScoreStore | str | Path):
-            raise TypeError(f"store is a HeadScoreStore, a folder or None, got {self.store!r}")
+        kept_store(self.store)
         FrozenLLM.of(self.llm)
         return resolve_settings(self._given())
 

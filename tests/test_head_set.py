@@ -800,9 +800,11 @@ def test_without_llm_a_set_brings_its_model_loaded_as_far_as_needed(folder):
     out = reranker(two_queries())
     expected = StaticHeadReranker("1-0,0-3", llm=folder)(two_queries())["score"]
     np.testing.assert_allclose(out["score"], expected, atol=1e-6)
-    assert (reranker._backbone.name, reranker._backbone.revision) == (folder, "v2")
-    assert reranker._backbone.num_layers == len(reranker._backbone.fingerprint) == 2
-    assert reranker._backbone.total_layers == 4
+    llm = reranker._models.open(None, named=own.model, max_layers=2)  # the one that it has made
+    assert (llm.name, llm.revision) == (folder, "v2")
+    assert llm.is_loaded
+    assert llm.num_layers == len(llm.fingerprint) == 2
+    assert llm.total_layers == 4
 
 
 def test_a_folder_whose_weights_were_replaced_is_refused(llm, tmp_path):

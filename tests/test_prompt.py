@@ -570,10 +570,7 @@ def test_f20_a_query_beyond_the_context_is_named(attention, count):
 def test_f20_a_document_beside_a_query_that_leaves_room_is_named():
     inp = frame({"q7": ["a", "b" * 150, "c"]}, {"q7": "why"})
     message = "query 'q7': document 'q7-d1' takes .* leave .* of the context's 300: lower max_doc_tokens, or shorten"
-    with (
-        pytest.warns(UserWarning, match="sliding windows"),
-        pytest.raises(ListTooLongError, match=message),
-    ):
+    with pytest.raises(ListTooLongError, match=message):
         ICRReranker(llm=toy_llm(context=300))(inp)
 
 

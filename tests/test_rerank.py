@@ -155,7 +155,8 @@ def test_f5_a_scorer_reads_the_heads_of_a_set_that_rank(folder):
     assert len(reading.model.fingerprint) == 2
     assert reading.settings.document_order == "best_first"
     same_ranking(StaticHeadReranker(ranking)(scored), StaticHeadReranker(ranking)(two_queries()))
-    by_hand = AttentionHeadScorer(ranking, llm=folder, document_order="best_last")(two_queries())
+    with pytest.warns(UserWarning, match="document_order='best_last' instead of 'best_first'"):
+        by_hand = AttentionHeadScorer(ranking, llm=folder, document_order="best_last")(two_queries())
     assert by_hand["head_reading"].iloc[0].settings.document_order == "best_last"
     assert repr(AttentionHeadScorer(ranking)) == "AttentionHeadScorer('1-2,0-1')"
     with pytest.raises(MismatchError, match=r"the head set is for .*, not for Qwen3Model"):
