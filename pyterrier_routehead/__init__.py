@@ -23,6 +23,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``prompt``               a query and its candidates as ids, with exact spans
 ``document_attention``   how documents see each other: list-wise or block-wise
 ``token_filter``         from attention on tokens to scores of documents
+``masks``                what stands for transformers' masks: what a token may see
 ``attention``            the one place where attention is computed and read
 ``adapters``             which weights are in effect where PEFT's adapters are added
 ``fingerprint``          which weights a model has
