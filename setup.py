@@ -37,7 +37,7 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["pyterrier_routehead", "pyterrier_routehead.*"]),
-    package_data={"pyterrier_routehead": ["py.typed", "sets/*/*.json", "routers/*/*.json", "routers/*/*.safetensors"]},
+    package_data={"pyterrier_routehead": ["py.typed", "bundled/*/*/*.json", "bundled/*/*/*.safetensors"]},
     entry_points={
         "pyterrier.artifact": [
             "head_set.json = pyterrier_routehead:HeadSet",

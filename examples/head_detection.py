@@ -54,7 +54,7 @@ from testbed import (
 )
 
 RESULTS = Path(__file__).parent / "results" / "head_detection"
-SHIPPED = Path(__file__).parent.parent / "pyterrier_routehead" / "sets"
+SHIPPED = Path(__file__).parent.parent / "pyterrier_routehead" / "bundled" / "sets"
 KS = [1, 4, 8, 16]
 TEMPERATURES = [0.1, 0.01, 0.001]
 

@@ -31,7 +31,7 @@ from pyterrier_routehead import (
     QRHeadReranker,
     RouteHeadReranker,
 )
-from pyterrier_routehead.frames import standardised
+from pyterrier_routehead.standard import standardised
 from testbed import (
     COLLECTIONS,
     DEPTHS,
@@ -59,7 +59,7 @@ except ImportError:
     raise SystemExit("this comparison needs LightGBM: pip install 'pyterrier-routehead[ltr]'") from None
 
 RESULTS = Path(__file__).parent / "results" / "routing"
-SHIPPED = Path(__file__).parent.parent / "pyterrier_routehead" / "routers"
+SHIPPED = Path(__file__).parent.parent / "pyterrier_routehead" / "bundled" / "routers"
 KS = [1, 4, 8, 16]
 TEMPERATURES = [0.1, 0.01, 0.001]
 SEEDS = (0, 1, 2)

@@ -6,7 +6,7 @@ list and how far they agree with the other heads' and with the first stage's.
 
 import numpy as np
 
-from .frames import standardised
+from .standard import standardised
 
 EVIDENCE = ("entropy", "margin", "agreement with heads", "agreement with first stage")
 """Names of the numbers, in order."""

@@ -6,23 +6,59 @@ them; read the few rows; reduce to documents.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from .attention import DocumentPass, EncodedDocuments, ListAttention, TailPass
 from .errors import ListTooLongError, UnsupportedArchitectureError
 from .heads import Head
-from .llm import FrozenLLM
 from .patterns import DEFAULT_PATTERN, PATTERNS, positions_taken
 from .prompt import DocumentBlock, ListPrompt
 from .scores import ListScores
+
+if TYPE_CHECKING:
+    import torch
 
 TOKENS_AT_A_TIME = 2048
 """Tokens of blocks that a CPU encodes in one pass: the activations of many more fall out of its cache."""
 
 
+class RunsPasses(Protocol):
+    """A frozen model, as far as the kernel knows it.
+
+    Attributes:
+        name: what messages call it.
+        architecture: the class of its decoder, for messages.
+        num_layers: how many layers there are to use.
+        context_length: how many positions it was made for; None if it does not say.
+        fixed_rope_length: up to how many positions its rotary frequencies do not depend on the length; None for any
+            number.
+        input_device: where token ids go.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def architecture(self) -> str: ...  # noqa: D102
+    @property
+    def num_layers(self) -> int: ...  # noqa: D102
+    @property
+    def context_length(self) -> int | None: ...  # noqa: D102
+    @property
+    def fixed_rope_length(self) -> int | None: ...  # noqa: D102
+    @property
+    def input_device(self) -> "torch.device": ...  # noqa: D102
+
+    def forward(self, this_pass: DocumentPass | TailPass) -> None:
+        """Run a pass, up to the deepest layer that it needs."""
+
+    def count_lists(self, count: int) -> None:
+        """Take note that so many candidate lists have been encoded."""
+
+
 def score_lists(
-    llm: FrozenLLM,
+    llm: RunsPasses,
     prompts: Sequence[ListPrompt],
     heads: Sequence[Head],
     *,
@@ -57,14 +93,14 @@ def score_lists(
     documents = EncodedDocuments(list(prompts), pattern)
     tails = TailPass(documents, heads, calibrate=calibrate, hidden_layers=hidden_layers, device=llm.input_device)
     _encode(llm, documents, tails.deepest)
-    llm.document_passes += len(prompts)
+    llm.count_lists(len(prompts))
     llm.forward(tails)
     return [
         _list_scores(own, prompt, heads, calibrate) for own, prompt in zip(tails.lists, prompts, strict=True)
     ]
 
 
-def check_length(llm: FrozenLLM, length: int) -> None:
+def check_length(llm: RunsPasses, length: int) -> None:
     """Refuse a prompt that takes more positions than the model can read exactly.
 
     Raises:
@@ -80,7 +116,7 @@ def check_length(llm: FrozenLLM, length: int) -> None:
         )
 
 
-def _encode(llm: FrozenLLM, documents: EncodedDocuments, deepest: int) -> None:
+def _encode(llm: RunsPasses, documents: EncodedDocuments, deepest: int) -> None:
     """Encode the documents, in one pass unless their number makes several quicker."""
     apart = documents.pattern.separable and llm.input_device.type == "cpu"
     if not apart or documents.spans[-1].stop <= TOKENS_AT_A_TIME:

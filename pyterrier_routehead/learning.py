@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from .evidence import list_evidence
-from .frames import standardised
 from .head_set import HeadSet
 from .judged import JudgedList
 from .labels import Recipe, make_labels
@@ -16,6 +15,7 @@ from .notices import warn
 from .query_encoder import QueryState
 from .router import HeadRouter, Selection
 from .search import PaddedLists
+from .standard import standardised
 from .training_settings import TrainingSettings
 
 if TYPE_CHECKING:

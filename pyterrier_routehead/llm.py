@@ -302,6 +302,11 @@ class FrozenLLM:
         ]
         return min(lengths, default=None)
 
+    def count_lists(self, count: int) -> None:
+        """Take note that so many candidate lists have been encoded, for ``document_passes``."""
+        with self._lock:
+            self.document_passes += count
+
     def forward(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
         """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
 

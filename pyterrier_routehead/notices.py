@@ -3,7 +3,7 @@
 import sys
 import warnings
 
-_INSIDE = (__package__, "pyterrier", "tqdm", "functools", "contextlib")
+_INSIDE = (__package__.partition(".")[0], "pyterrier", "tqdm", "functools", "contextlib")
 """Packages whose frames are none of the user's: ours, PyTerrier's, and what our calls go through."""
 
 

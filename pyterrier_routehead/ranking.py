@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .frames import check_finite, standardised
+from .frames import check_finite
 from .policy import Choice, HeadPolicy, QueryList
 from .sources import ScoreSource, Windows, in_batches
+from .standard import standardised
 from .windows import slide_windows
 
 

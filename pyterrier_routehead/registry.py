@@ -20,7 +20,8 @@ from .reading import ModelIdentity
 from .router import HeadRouter
 
 BUNDLED_MODEL = "smollm2-135m"
-_SETS, _ROUTERS = Path(__file__).parent / "sets", Path(__file__).parent / "routers"
+_BUNDLED = Path(__file__).parents[1] / "bundled"
+_SETS, _ROUTERS = _BUNDLED / "sets", _BUNDLED / "routers"
 _CRITERION = {"core": "core", "qr": "ndcg@10"}
 _RERANKERS = {"core": "CoReHeadReranker", "qr": "QRHeadReranker", "route": "RouteHeadReranker"}
 

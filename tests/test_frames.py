@@ -18,11 +18,11 @@ from pyterrier_routehead.frames import (
     documents,
     first_stage_scores,
     query_text,
-    standardised,
     used_title_field,
     vector_rows,
     with_ranking,
 )
+from pyterrier_routehead.standard import standardised
 from pyterrier_routehead.windows import slide_windows
 from toys import frame, toy_llm, two_queries
 

@@ -215,7 +215,7 @@ def test_bundled_routers_say_where_they_come_from_and_are_small(document_attenti
     assert router.pool.settings["document_attention"] == document_attention
     assert router.pool.detection.data.startswith("SciFact train (clean of test)")
     assert router.report["training queries"] > 100
-    folder = Path(sys.modules["pyterrier_routehead"].__file__).parent / "routers" / document_attention
+    folder = Path(sys.modules["pyterrier_routehead"].__file__).parent / "bundled" / "routers" / document_attention
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1_000_000
 
 

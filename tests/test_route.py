@@ -31,10 +31,10 @@ from pyterrier_routehead import (
     route,
 )
 from pyterrier_routehead.evidence import list_evidence
-from pyterrier_routehead.frames import standardised
 from pyterrier_routehead.query_encoder import QueryState, embed_query, encode_queries
 from pyterrier_routehead.reader import model_identity
 from pyterrier_routehead.reading import ModelIdentity
+from pyterrier_routehead.standard import standardised
 from pyterrier_routehead.windows import slide_windows
 from toys import byte_tokenizer, frame, toy_llm, two_queries
 

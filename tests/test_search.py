@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from pyterrier_routehead import search
-from pyterrier_routehead.frames import standardised
 from pyterrier_routehead.search import (
     PaddedLists,
     list_ndcg,
@@ -19,6 +18,7 @@ from pyterrier_routehead.search import (
     search_sets,
     standardised_lists,
 )
+from pyterrier_routehead.standard import standardised
 
 
 def random_lists(seed, count, heads, documents=(3, 14), relevant=0.3):
