@@ -30,13 +30,13 @@ import torch
 import transformers
 
 from measuring import Table, in_turns, matrix_peak, peak_memory
-from pyterrier_routehead.default_model import default_source
 from pyterrier_routehead.heads import Head, all_heads
-from pyterrier_routehead.kernel import score_lists
-from pyterrier_routehead.llm import FrozenLLM
-from pyterrier_routehead.patterns import PATTERNS
-from pyterrier_routehead.prompt import Candidate, ListPrompt, PromptBuilder
-from pyterrier_routehead.quiet import quiet_transformers
+from pyterrier_routehead.kernel.patterns import PATTERNS
+from pyterrier_routehead.kernel.score import score_lists
+from pyterrier_routehead.model.default import default_source
+from pyterrier_routehead.model.frozen import FrozenLLM
+from pyterrier_routehead.model.quiet import quiet_transformers
+from pyterrier_routehead.prompt.build import Candidate, ListPrompt, PromptBuilder
 from pyterrier_routehead.template import DEFAULT_TEMPLATE
 
 SMOL, LLAMA = "SmolLM2-135M", "Llama-8B-shape"

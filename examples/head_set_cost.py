@@ -22,7 +22,7 @@ import torch
 from head_detection import RESULTS, chosen_k, head_sets
 from measuring import clock, in_turns, peak_memory
 from pyterrier_routehead import FrozenLLM, HeadSet, ICRReranker, StaticHeadReranker
-from pyterrier_routehead.default_model import packaged_gguf
+from pyterrier_routehead.model.default import packaged_gguf
 from testbed import READINGS, SCIFACT
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from pyterrier_routehead.judged import Judgements
-from pyterrier_routehead.labels import (
+from pyterrier_routehead.fitting.judged import Judgements
+from pyterrier_routehead.routing.labels import (
     RECIPES,
     best_heads,
     half_list_quality,
@@ -20,7 +20,7 @@ from pyterrier_routehead.labels import (
     reliability,
     static,
 )
-from pyterrier_routehead.search import PaddedLists, list_ndcg, search_sets
+from pyterrier_routehead.routing.search import PaddedLists, list_ndcg, search_sets
 
 POOL, MOST = 64, 8
 

@@ -31,7 +31,7 @@ from pyterrier_routehead import (
     QRHeadReranker,
     RouteHeadReranker,
 )
-from pyterrier_routehead.standard import standardised
+from pyterrier_routehead.common.standard import standardised
 from testbed import (
     COLLECTIONS,
     DEPTHS,

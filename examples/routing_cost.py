@@ -25,8 +25,8 @@ from pyterrier_routehead import (
     StaticHeadReranker,
     named_router,
 )
-from pyterrier_routehead.query_encoder import encode_queries
-from pyterrier_routehead.router import Selection
+from pyterrier_routehead.routing.router import Selection
+from pyterrier_routehead.routing.state import encode_queries
 from routing import RESULTS, SEEDS, quality
 from testbed import SCIFACT, experiment_arguments, opened, read_judged, together
 

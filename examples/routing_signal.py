@@ -17,10 +17,10 @@ import pyterrier as pt
 
 from oracles import MOST, judged_lists, pool_of
 from pyterrier_routehead import FrozenLLM, QRHeadReranker, RouteHeadReranker
-from pyterrier_routehead.labels import head_utility, make_labels
-from pyterrier_routehead.query_encoder import QueryState, embed_query
-from pyterrier_routehead.search import PaddedLists, search_sets
-from pyterrier_routehead.training import ridge_regression
+from pyterrier_routehead.routing.labels import head_utility, make_labels
+from pyterrier_routehead.routing.search import PaddedLists, search_sets
+from pyterrier_routehead.routing.state import QueryState, embed_query
+from pyterrier_routehead.routing.training import ridge_regression
 from routing import BY_UTILITY, RESULTS, SEEDS, WHOLE_POOL, quality
 from testbed import experiment_arguments, opened, read_judged, together
 

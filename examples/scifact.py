@@ -14,8 +14,8 @@ import pandas as pd
 import pyterrier as pt
 
 from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, ICRReranker, StaticHeadReranker
-from pyterrier_routehead.default_model import packaged_gguf
-from pyterrier_routehead.fingerprint import shown
+from pyterrier_routehead.model.default import packaged_gguf
+from pyterrier_routehead.model.fingerprint import shown
 from testbed import SCIFACT
 
 

@@ -19,11 +19,11 @@ import pyterrier as pt
 from scipy.stats import spearmanr
 
 from pyterrier_routehead import FrozenLLM, ReadingSettings
-from pyterrier_routehead.default_model import packaged_gguf
-from pyterrier_routehead.fingerprint import shown
-from pyterrier_routehead.frames import candidate_lists, documents, query_text
-from pyterrier_routehead.reader import CandidateList, ListReader
-from pyterrier_routehead.standard import standardised
+from pyterrier_routehead.common.standard import standardised
+from pyterrier_routehead.model.default import packaged_gguf
+from pyterrier_routehead.model.fingerprint import shown
+from pyterrier_routehead.ranking.frames import candidate_lists, documents, query_text
+from pyterrier_routehead.reading.reader import CandidateList, ListReader
 from scifact import middle_third
 from testbed import SCIFACT
 

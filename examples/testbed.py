@@ -16,9 +16,9 @@ import pyterrier as pt
 from pyterrier_pisa import PisaIndex, PisaStemmer
 
 from pyterrier_routehead import AttentionHeadScorer, CoReHeadReranker, FrozenLLM, HeadScoreStore, QRHeadReranker
-from pyterrier_routehead.default_model import packaged_gguf
-from pyterrier_routehead.judged import tells
-from pyterrier_routehead.splits import near_duplicates, sharing_relevant, split_by_group, without
+from pyterrier_routehead.evaluation.splits import near_duplicates, sharing_relevant, split_by_group, without
+from pyterrier_routehead.fitting.judged import tells
+from pyterrier_routehead.model.default import packaged_gguf
 
 SHARED = "relevant documents shared with training"
 """Column that says so of NFCorpus; see `clean_splits`."""

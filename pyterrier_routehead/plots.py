@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .head_set import HeadSet
+from .detection.head_set import HeadSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,12 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .arguments import check_flag, check_whole
-from .frames import (
+from .common.arguments import check_flag, check_whole
+from .common.progress import with_progress
+from .detection.head_set import HeadSet
+from .heads import HeadsLike, kept_heads
+from .kernel.patterns import DEFAULT_PATTERN
+from .ranking.frames import (
     candidate_lists,
     candidate_texts,
     check_columns,
@@ -16,14 +20,10 @@ from .frames import (
     object_column,
     used_title_field,
 )
-from .head_set import HeadSet
-from .heads import HeadsLike, kept_heads
-from .options import ReadsLists, shown_depth
-from .patterns import DEFAULT_PATTERN
-from .policy import FixedHeads, shown_heads
-from .progress import with_progress
-from .reader import ListReader
-from .reading import ReadingSettings
+from .ranking.options import ReadsLists, shown_depth
+from .ranking.policy import FixedHeads, shown_heads
+from .reading.reader import ListReader
+from .reading.reading import ReadingSettings
 
 _USED = ("qid", "query", "docno", "rank", "score")
 
@@ -44,7 +44,7 @@ class AttentionHeadScorer(ReadsLists):
 
     * ``head_scores``: float32 array [heads] in each row;
     * ``head_reading``: what that vector speaks of (heads, model, settings), a
-      :class:`~pyterrier_routehead.reading.Reading` shared by the rows;
+      :class:`~pyterrier_routehead.reading.reading.Reading` shared by the rows;
     * ``head_scores_raw`` with ``raw``: the same without calibration and filter;
     * ``features`` with ``features``: the vector again, for PyTerrier's learners (``pt.ltr``);
     * ``hidden_state`` with ``hidden_layers``: float32 array [layers, hidden size], the mean hidden state of the query's
@@ -61,7 +61,8 @@ class AttentionHeadScorer(ReadsLists):
         features: also write ``features``. Not with ``depth``: cut the list before the scorer instead.
         hidden_layers: layers after which to read ``hidden_state``.
         depth: the columns above are None below. Further arguments: see
-            :class:`~pyterrier_routehead.options.ReadsLists`; there is no ``token_filter="sum"`` for single heads.
+            :class:`~pyterrier_routehead.ranking.options.ReadsLists`; there is no ``token_filter="sum"`` for single
+            heads.
 
     Raises:
         ListTooLongError: naming the qid, for a list beyond the model's context.

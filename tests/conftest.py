@@ -50,6 +50,6 @@ def shared_llm(shared_model, tokenizer):
     """The same models, frozen."""
     from functools import cache
 
-    from pyterrier_routehead.llm import FrozenLLM
+    from pyterrier_routehead.model.frozen import FrozenLLM
 
     return cache(lambda architecture: FrozenLLM(shared_model(architecture), tokenizer=tokenizer))

@@ -55,8 +55,8 @@ from pyterrier_routehead import (
     Selection,
     StaticHeadReranker,
 )
-from pyterrier_routehead.query_encoder import QueryState
-from pyterrier_routehead.reader import model_identity
+from pyterrier_routehead.reading.reader import model_identity
+from pyterrier_routehead.routing.state import QueryState
 from toys import toy_llm
 
 TOLERANCE = 1e-5

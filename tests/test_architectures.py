@@ -13,16 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from pyterrier_routehead import attention as attention_module
-from pyterrier_routehead import masked
-from pyterrier_routehead.errors import ListTooLongError, UnsupportedArchitectureError
-from pyterrier_routehead.fingerprint import same_weights
+from pyterrier_routehead.common.errors import ListTooLongError, UnsupportedArchitectureError
 from pyterrier_routehead.heads import Head, all_heads
-from pyterrier_routehead.kernel import score_lists
-from pyterrier_routehead.llm import FrozenLLM
-from pyterrier_routehead.patterns import PATTERNS, positions_taken
-from pyterrier_routehead.prompt import Candidate, DocumentBlock, ListPrompt, PromptBuilder
-from pyterrier_routehead.scores import ListScores
+from pyterrier_routehead.kernel import attention as attention_module
+from pyterrier_routehead.kernel import exact as masked
+from pyterrier_routehead.kernel.patterns import PATTERNS, positions_taken
+from pyterrier_routehead.kernel.score import score_lists
+from pyterrier_routehead.kernel.scores import ListScores
+from pyterrier_routehead.model.fingerprint import same_weights
+from pyterrier_routehead.model.frozen import FrozenLLM
+from pyterrier_routehead.prompt.build import Candidate, DocumentBlock, ListPrompt, PromptBuilder
 from pyterrier_routehead.template import DEFAULT_TEMPLATE
 from reference import ReferenceScores, reference_scores
 from tiny import ARCHITECTURES, HEADS, LAYERS, VOCABULARY, permuted, random_ids, random_prompt, tiny_model

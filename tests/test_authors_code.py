@@ -28,11 +28,11 @@ from pyterrier_routehead import (
     paper_settings,
     published_heads,
 )
-from pyterrier_routehead.default_model import converted, packaged_gguf
-from pyterrier_routehead.encoding import TextEncoder
 from pyterrier_routehead.heads import all_heads, parse_heads
-from pyterrier_routehead.kernel import score_lists
-from pyterrier_routehead.prompt import Candidate, DocumentBlock, ListPrompt, PromptBuilder
+from pyterrier_routehead.kernel.score import score_lists
+from pyterrier_routehead.model.default import converted, packaged_gguf
+from pyterrier_routehead.prompt.build import Candidate, DocumentBlock, ListPrompt, PromptBuilder
+from pyterrier_routehead.prompt.encoding import TextEncoder
 from tokenizer_families import LLAMA3_REGEX, tokenizer_of
 
 DATA = Path(__file__).parent / "data" / "authors_code"

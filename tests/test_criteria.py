@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pyterrier_routehead import CRITERIA, Criterion, core_criterion
-from pyterrier_routehead.criteria import (
+from pyterrier_routehead.detection.criteria import (
     attention_mass,
     contrastive,
     get_criterion,
     reciprocal_rank,
     single_head_ndcg,
 )
-from pyterrier_routehead.measures import ideal_dcg
+from pyterrier_routehead.evaluation.measures import ideal_dcg
 
 quick = settings(max_examples=60, deadline=None)
 ALL = [*CRITERIA.values(), core_criterion(0.1), core_criterion(0.001, calibrated=True)]

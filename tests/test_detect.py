@@ -31,12 +31,12 @@ from pyterrier_routehead import (
     __version__,
     core_criterion,
 )
-from pyterrier_routehead.criteria import get_criterion
-from pyterrier_routehead.judged import JudgedList, judge_heads, spread_positions
-from pyterrier_routehead.measures import ideal_dcg
-from pyterrier_routehead.policy import QueryList
-from pyterrier_routehead.reader import model_identity
-from pyterrier_routehead.reading import ModelIdentity
+from pyterrier_routehead.detection.criteria import get_criterion
+from pyterrier_routehead.evaluation.measures import ideal_dcg
+from pyterrier_routehead.fitting.judged import JudgedList, judge_heads, spread_positions
+from pyterrier_routehead.ranking.policy import QueryList
+from pyterrier_routehead.reading.reader import model_identity
+from pyterrier_routehead.reading.reading import ModelIdentity
 from tiny import tiny_model
 from toys import byte_tokenizer, frame, toy_llm, two_queries
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from tokenizers import pre_tokenizers as pre
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from pyterrier_routehead.encoding import TextEncoder
+from pyterrier_routehead.prompt.encoding import TextEncoder
 from pyterrier_routehead.template import DEFAULT_TEMPLATE, TEMPLATES, ChatMarkup
 from tokenizer_families import (
     ALPACA_CHAT,

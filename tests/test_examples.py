@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 
 import pyterrier_routehead
-from pyterrier_routehead import AttentionHeadScorer, HeadScoreStore, HeadSet, QRHeadReranker, default_model
-from pyterrier_routehead.search import PaddedLists, log_probability
+from pyterrier_routehead import AttentionHeadScorer, HeadScoreStore, HeadSet, QRHeadReranker
+from pyterrier_routehead.model import default as default_model
+from pyterrier_routehead.routing.search import PaddedLists, log_probability
 from toys import byte_tokenizer, toy_llm, two_queries
 
 ROOT = Path(__file__).parent.parent

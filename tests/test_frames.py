@@ -12,7 +12,8 @@ import pyterrier as pt
 import pytest
 
 from pyterrier_routehead import AttentionHeadScorer, ICRReranker, ListTooLongError, Reading, StaticHeadReranker
-from pyterrier_routehead.frames import (
+from pyterrier_routehead.common.standard import standardised
+from pyterrier_routehead.ranking.frames import (
     candidate_lists,
     check_columns,
     documents,
@@ -22,8 +23,7 @@ from pyterrier_routehead.frames import (
     vector_rows,
     with_ranking,
 )
-from pyterrier_routehead.standard import standardised
-from pyterrier_routehead.windows import slide_windows
+from pyterrier_routehead.ranking.windows import slide_windows
 from toys import frame, toy_llm, two_queries
 
 LLM = toy_llm()

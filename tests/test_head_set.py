@@ -40,8 +40,8 @@ from pyterrier_routehead import (
     paper_settings,
     published_heads,
 )
-from pyterrier_routehead.reader import model_identity
-from pyterrier_routehead.reading import ModelIdentity
+from pyterrier_routehead.reading.reader import model_identity
+from pyterrier_routehead.reading.reading import ModelIdentity
 from tiny import tiny_model
 from toys import byte_tokenizer, toy_llm, two_queries
 

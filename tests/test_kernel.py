@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from transformers import LlamaModel
 
-from pyterrier_routehead import FrozenLLM, UnsupportedArchitectureError, attention, kernel
+from pyterrier_routehead import FrozenLLM, UnsupportedArchitectureError
 from pyterrier_routehead.heads import all_heads
-from pyterrier_routehead.prompt import DocumentBlock
+from pyterrier_routehead.kernel import attention
+from pyterrier_routehead.kernel import score as kernel
+from pyterrier_routehead.prompt.build import DocumentBlock
 from tiny import random_prompt, tiny_config, tiny_model
 from toys import byte_tokenizer, toy_llm
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from pyterrier_routehead import Head
-from pyterrier_routehead.labels import (
+from pyterrier_routehead.routing.labels import (
     RECIPES,
     UNKNOWN,
     half_list_quality,
@@ -15,7 +15,7 @@ from pyterrier_routehead.labels import (
     reliability,
     static,
 )
-from pyterrier_routehead.search import PaddedLists, list_ndcg, log_probability
+from pyterrier_routehead.routing.search import PaddedLists, list_ndcg, log_probability
 
 NAMES = pytest.mark.parametrize("recipe", [*RECIPES, static], ids=str)
 

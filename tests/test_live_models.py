@@ -18,13 +18,13 @@ from pyterrier_routehead import (
     MismatchError,
     UnsupportedArchitectureError,
 )
-from pyterrier_routehead.attention import ATTENTION_NAME, attention_function
 from pyterrier_routehead.heads import all_heads
-from pyterrier_routehead.kernel import score_lists
-from pyterrier_routehead.query_encoder import QueryState, embed_query
-from pyterrier_routehead.reader import ListReader, model_identity
-from pyterrier_routehead.reading import ReadingSettings
-from pyterrier_routehead.twin import Twin
+from pyterrier_routehead.kernel.attention import ATTENTION_NAME, attention_function
+from pyterrier_routehead.kernel.score import score_lists
+from pyterrier_routehead.model.twin import Twin
+from pyterrier_routehead.reading.reader import ListReader, model_identity
+from pyterrier_routehead.reading.reading import ReadingSettings
+from pyterrier_routehead.routing.state import QueryState, embed_query
 from reference import reference_scores
 from test_architectures import ALL, PROMPTS, bitwise_equal, snapshot, weights
 from tiny import ARCHITECTURES, HEADS, LAYERS, random_prompt, tiny_model

@@ -16,7 +16,7 @@ from pyterrier_routehead import (
     RouteHeadReranker,
     StaticHeadReranker,
 )
-from pyterrier_routehead.measures import ideal_dcg, ndcg
+from pyterrier_routehead.evaluation.measures import ideal_dcg, ndcg
 from toys import toy_llm
 
 # Heads of a random model rank no better than all of them together, and a router learns nothing from them.

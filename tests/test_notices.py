@@ -10,7 +10,7 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 
-from pyterrier_routehead.notices import warn
+from pyterrier_routehead.common.notices import warn
 
 
 def written_in(module, source):
@@ -31,7 +31,7 @@ INSIDE = written_in(
 
     import pyterrier as pt
 
-    from pyterrier_routehead.progress import with_progress
+    from pyterrier_routehead.common.progress import with_progress
 
     def tell(run=None):
         warn("look") if run is None else run()

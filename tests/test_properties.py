@@ -120,8 +120,8 @@ def test_control_strings_in_a_document_cannot_close_the_turn():
     reader_ids = []
     for inp in (plain, attack):
         from pyterrier_routehead import ReadingSettings
-        from pyterrier_routehead.prompt import Candidate
-        from pyterrier_routehead.reader import CandidateList, ListReader
+        from pyterrier_routehead.prompt.build import Candidate
+        from pyterrier_routehead.reading.reader import CandidateList, ListReader
 
         reader = ListReader(LLM, HEADS, ReadingSettings())
         prompt = reader.prompt(CandidateList("q", "what", [Candidate(text) for text in inp["text"]]))

@@ -24,8 +24,8 @@ from pyterrier_routehead import (
     paper_settings,
     published_heads,
 )
-from pyterrier_routehead.reader import model_identity
-from pyterrier_routehead.reading import ModelIdentity
+from pyterrier_routehead.reading.reader import model_identity
+from pyterrier_routehead.reading.reading import ModelIdentity
 from test_detect import LLM as NEVER_LOADED
 from test_detect import QRELS, TRAIN, TRAIN_QRELS, VALID, VALID_QRELS, same_ranking
 from toys import byte_tokenizer, frame, toy_llm, two_queries

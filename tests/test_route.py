@@ -26,16 +26,16 @@ from pyterrier_routehead import (
     RouteHeadReranker,
     Selection,
     StaticHeadReranker,
-    query_encoder,
-    ranking,
-    route,
 )
-from pyterrier_routehead.evidence import list_evidence
-from pyterrier_routehead.query_encoder import QueryState, embed_query, encode_queries
-from pyterrier_routehead.reader import model_identity
-from pyterrier_routehead.reading import ModelIdentity
-from pyterrier_routehead.standard import standardised
-from pyterrier_routehead.windows import slide_windows
+from pyterrier_routehead import routed as route
+from pyterrier_routehead.common.standard import standardised
+from pyterrier_routehead.ranking import rank as ranking
+from pyterrier_routehead.ranking.windows import slide_windows
+from pyterrier_routehead.reading.reader import model_identity
+from pyterrier_routehead.reading.reading import ModelIdentity
+from pyterrier_routehead.routing import state as query_encoder
+from pyterrier_routehead.routing.evidence import list_evidence
+from pyterrier_routehead.routing.state import QueryState, embed_query, encode_queries
 from toys import byte_tokenizer, frame, toy_llm, two_queries
 
 # Random heads say nothing of a query, so that training often keeps the router as it started.

@@ -19,13 +19,13 @@ from safetensors.numpy import load, save
 
 from damage import flips, of_format_1, sealed
 from pyterrier_routehead import ArtifactError, Detection, HeadRouter, HeadSet, ReadingSettings, Selection
-from pyterrier_routehead.labels import make_labels
-from pyterrier_routehead.query_encoder import QueryState
-from pyterrier_routehead.reading import ModelIdentity
-from pyterrier_routehead.router import EVIDENCE_NAMES, WEIGHT_NAMES, choose
-from pyterrier_routehead.search import PaddedLists, list_ndcg, own_ideal, standardised_lists
-from pyterrier_routehead.training import RoutingData, _Router, ridge_regression, train
-from pyterrier_routehead.training_settings import FOR_LOGITS, TrainingSettings
+from pyterrier_routehead.reading.reading import ModelIdentity
+from pyterrier_routehead.routing.labels import make_labels
+from pyterrier_routehead.routing.router import EVIDENCE_NAMES, WEIGHT_NAMES, choose
+from pyterrier_routehead.routing.search import PaddedLists, list_ndcg, own_ideal, standardised_lists
+from pyterrier_routehead.routing.settings import FOR_LOGITS, TrainingSettings
+from pyterrier_routehead.routing.state import QueryState
+from pyterrier_routehead.routing.training import RoutingData, _Router, ridge_regression, train
 
 MODEL = ModelIdentity("no/such-model", ("aa", "bb", "cc", "dd"), 4, 4)
 HIDDEN, SIZE = 5, 2

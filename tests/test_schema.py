@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from pyterrier_routehead.schema import LATER, parse_json, typed, typed_fields
+from pyterrier_routehead.common.schema import LATER, parse_json, typed, typed_fields
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_routehead import search
-from pyterrier_routehead.search import (
+from pyterrier_routehead.common.standard import standardised
+from pyterrier_routehead.routing import search
+from pyterrier_routehead.routing.search import (
     PaddedLists,
     list_ndcg,
     log_probability,
@@ -18,7 +19,6 @@ from pyterrier_routehead.search import (
     search_sets,
     standardised_lists,
 )
-from pyterrier_routehead.standard import standardised
 
 
 def random_lists(seed, count, heads, documents=(3, 14), relevant=0.3):

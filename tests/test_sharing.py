@@ -12,7 +12,7 @@ import requests
 from lz4.frame import LZ4FrameFile
 
 from pyterrier_routehead import ArtifactError, Detection, HeadRouter, HeadSet, ReadingSettings, named_router
-from pyterrier_routehead.reading import ModelIdentity
+from pyterrier_routehead.reading.reading import ModelIdentity
 
 FOUND = Detection("core", {"temperature": 0.1, "calibrated": False}, "some train <a>", 12, "a paper", "a note")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyterrier_routehead.splits import (
+from pyterrier_routehead.evaluation.splits import (
     NEAR,
     document_groups,
     near_duplicates,

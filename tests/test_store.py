@@ -43,8 +43,8 @@ from pyterrier_routehead import (
     StoreError,
     get_template,
 )
-from pyterrier_routehead.scores import ListScores
-from pyterrier_routehead.store import StoreKey, kept_store
+from pyterrier_routehead.kernel.scores import ListScores
+from pyterrier_routehead.reading.store import StoreKey, kept_store
 from tiny import tiny_model
 from toys import byte_tokenizer, frame, toy_llm, two_queries
 
@@ -1260,8 +1260,8 @@ def write_lists(path, count, resume):
 SCRIPT = f"""
 import hashlib, os, signal, sys
 import numpy as np
-from pyterrier_routehead.scores import ListScores
-from pyterrier_routehead.store import HeadScoreStore, StoreKey
+from pyterrier_routehead.kernel.scores import ListScores
+from pyterrier_routehead.reading.store import HeadScoreStore, StoreKey
 
 {inspect.getsource(made_up)}
 {inspect.getsource(write_lists)}
@@ -1470,8 +1470,8 @@ AT_ONCE = f"""
 import hashlib, sys
 import numpy as np
 import safetensors.numpy
-from pyterrier_routehead.scores import ListScores
-from pyterrier_routehead.store import HeadScoreStore, StoreKey
+from pyterrier_routehead.kernel.scores import ListScores
+from pyterrier_routehead.reading.store import HeadScoreStore, StoreKey
 
 {inspect.getsource(put_states)}
 print("ready", flush=True)

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from pyterrier_routehead import FrozenLLM, ICRReranker
+from pyterrier_routehead.common.locks import new_lock
 from pyterrier_routehead.heads import all_heads
-from pyterrier_routehead.kernel import score_lists
-from pyterrier_routehead.locks import new_lock
-from pyterrier_routehead.query_encoder import QueryState, embed_query
+from pyterrier_routehead.kernel.score import score_lists
+from pyterrier_routehead.routing.state import QueryState, embed_query
 from test_architectures import bitwise_equal, snapshot, weights
 from tiny import HEADS, LAYERS, random_prompt, tiny_model
 from toys import byte_tokenizer, frame
@@ -86,7 +86,7 @@ def test_f12_re_rankers_of_one_model_in_threads():
 
 
 def test_f1_embeddings_are_remembered_while_others_fill_the_memory(monkeypatch):
-    from pyterrier_routehead import query_encoder
+    from pyterrier_routehead.routing import state as query_encoder
 
     monkeypatch.setattr(query_encoder, "_REMEMBERED", 3)
     llm = FrozenLLM(tiny_model("Llama"), tokenizer=byte_tokenizer())

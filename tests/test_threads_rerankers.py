@@ -20,9 +20,9 @@ from pyterrier_routehead import (
     RouteHeadReranker,
     StaticHeadReranker,
 )
-from pyterrier_routehead.query_encoder import QueryState
-from pyterrier_routehead.reader import model_identity
-from pyterrier_routehead.router import Selection
+from pyterrier_routehead.reading.reader import model_identity
+from pyterrier_routehead.routing.router import Selection
+from pyterrier_routehead.routing.state import QueryState
 from tiny import tiny_model
 from toys import byte_tokenizer, frame
 

@@ -20,9 +20,9 @@ from pyterrier_routehead import (
     get_template,
     paper_settings,
 )
-from pyterrier_routehead.kernel import score_lists
-from pyterrier_routehead.patterns import PATTERNS
-from pyterrier_routehead.prompt import Candidate, PromptBuilder
+from pyterrier_routehead.kernel.patterns import PATTERNS
+from pyterrier_routehead.kernel.score import score_lists
+from pyterrier_routehead.prompt.build import Candidate, PromptBuilder
 from tiny import tiny_model
 from toys import byte_tokenizer, frame, toy_llm, two_queries
 

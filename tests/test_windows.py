@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyterrier_routehead.windows import slide_windows
+from pyterrier_routehead.ranking.windows import slide_windows
 
 
 def slide(values, lengths, budget):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 import transformers
 
-from pyterrier_routehead.prompt import DocumentBlock, ListPrompt
+from pyterrier_routehead.prompt.build import DocumentBlock, ListPrompt
 
 VOCABULARY = 320
 LAYERS = 4

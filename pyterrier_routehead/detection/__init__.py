@@ -1,0 +1,8 @@
+"""Which heads rank well over all queries. It imports ``reading`` and those above it; no torch.
+
+=============  =========================================================================================================
+``criteria``   how well each head ranks a judged list
+``head_set``   `HeadSet`: heads that rank well and where they come from, to be shared
+``published``  head lists from the papers' own repositories
+=============  =========================================================================================================
+"""

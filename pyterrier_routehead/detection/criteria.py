@@ -1,0 +1,132 @@
+"""How well each head ranks one judged list: the criteria of head detection.
+
+Each is a function of head scores, float [documents, heads] with the first stage's best candidate first, and judgements,
+numbers [documents], which gives one number per head, float64 [heads], higher for better heads; or None where the list
+tells nothing about heads. A document counts as relevant (positive) if its label is above 0; how far above matters to
+nDCG alone. All others are negatives, judged or not, and a positive is never a negative of another one. Detection takes
+the mean over lists.
+
+A criterion of one's own is a :class:`Criterion` around such a function; in :data:`CRITERIA` it is found by name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..common.arguments import check_flag, check_number
+from ..evaluation.measures import ideal_dcg, ndcg
+
+Judge = Callable[..., "np.ndarray | None"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion with its settings.
+
+    Args:
+        name: what results and files call it.
+        judge: the function, called as ``judge(scores, labels, **settings)``.
+        calibrated: whether it wants calibrated, filtered scores, or the raw attention.
+        settings: further arguments of the function.
+        needs_ideal: whether the function also wants ``ideal=``, the DCG@10 of the ideal ranking of all documents that
+            are judged for the query.
+    """
+
+    name: str
+    judge: Judge
+    calibrated: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    needs_ideal: bool = False
+
+    def __call__(self, scores: np.ndarray, labels: np.ndarray, ideal: float | None = None) -> np.ndarray | None:
+        """One number per head, float64 [heads]; None for a list without a positive or without a negative.
+
+        Without ``ideal``, that of the list's own documents is taken.
+        """
+        scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+        if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+            raise ValueError(f"scores are [documents, heads], labels [documents]; got {scores.shape}, {labels.shape}")
+        positive = labels > 0
+        if positive.all() or not positive.any():
+            return None
+        beside = {"ideal": ideal_dcg(labels) if ideal is None else ideal} if self.needs_ideal else {}
+        return self.judge(scores, labels, **self.settings, **beside)
+
+
+def contrastive(scores: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
+    """CoRe's score: the softmax probability of a positive against the negatives of its list.
+
+    exp(s+ / t) / (exp(s+ / t) + sum over negatives of exp(s- / t)), with t the temperature and s the attention that a
+    document gets (CoRe, arXiv 2510.02219, and its code, which has one positive a list). Several positives are taken one
+    by one, each against all negatives, and averaged. Stable at any temperature.
+    """
+    positive = labels > 0
+    logits = scores / temperature
+    highest = logits[~positive].max(axis=0)
+    negatives = np.log(np.exp(logits[~positive] - highest).sum(axis=0)) + highest
+    log_odds = logits[positive] - negatives
+    return np.exp(-np.logaddexp(0, -log_odds)).mean(axis=0)
+
+
+def attention_mass(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """QRscore: the attention that the positives of a list get together (QRHead, arXiv 2506.09944, equations 2 to 4)."""
+    return scores[labels > 0].sum(axis=0)
+
+
+def single_head_ndcg(scores: np.ndarray, labels: np.ndarray, ideal: float) -> np.ndarray:
+    """The nDCG@10 of the ranking by one head alone, as QRHead's code selects heads for BEIR.
+
+    Ties keep the first stage's order; see :mod:`~pyterrier_routehead.evaluation.measures`.
+    """
+    return ndcg(np.maximum(labels, 0)[None].astype(np.float64), scores[None], np.array([ideal]))[0]
+
+
+def reciprocal_rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """One over the rank of the first positive in the ranking by one head alone. Ties keep the first stage's order."""
+    ranked = np.argsort(-scores, axis=0, kind="stable")
+    return 1 / (np.argmax((labels > 0)[ranked], axis=0) + 1.0)
+
+
+def core_criterion(temperature: float = 0.001, calibrated: bool = False) -> Criterion:
+    """CoRe's criterion, on raw attention as published or on calibrated scores.
+
+    Raises:
+        TypeError: for a temperature that is no number, or a flag that is none.
+        ValueError: for a temperature that is not above 0.
+    """
+    number = check_number("temperature", temperature, what="a number above 0")
+    if number <= 0:
+        raise ValueError(f"temperature is a number above 0, got {temperature!r}")
+    return Criterion("core", contrastive, check_flag("calibrated", calibrated), {"temperature": number})
+
+
+CRITERIA: dict[str, Criterion] = {
+    criterion.name: criterion
+    for criterion in (
+        core_criterion(),
+        # The paper's equations have raw attention; its code, for LongMemEval, calibrates and filters.
+        Criterion("qr", attention_mass, False),
+        Criterion("qr-calibrated", attention_mass, True),
+        Criterion("ndcg@10", single_head_ndcg, True, needs_ideal=True),
+        Criterion("mrr", reciprocal_rank, True),
+    )
+}
+"""Criteria by name."""
+
+
+def get_criterion(criterion: str | Criterion) -> Criterion:
+    """A criterion by name, or the criterion itself.
+
+    Raises:
+        TypeError: for what is neither a name nor a criterion.
+        ValueError: for an unknown name, listing the known ones.
+    """
+    if isinstance(criterion, Criterion):
+        return criterion
+    if not isinstance(criterion, str):
+        raise TypeError(f"criterion is the name of one or a Criterion, got {criterion!r}")
+    if criterion not in CRITERIA:
+        raise ValueError(f"there is no criterion {criterion!r}; known: {', '.join(CRITERIA)}; or give a Criterion")
+    return CRITERIA[criterion]

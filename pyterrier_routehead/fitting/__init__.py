@@ -1,0 +1,9 @@
+"""What ``fit`` learns from judged candidate lists, read from the same sources as rankings are.
+
+It imports ``ranking`` and those above it; no torch.
+
+===========  ===========================================================================================================
+``judged``   judged candidate lists, and how well heads rank them
+``routers``  from judged lists to a router
+===========  ===========================================================================================================
+"""

@@ -1,0 +1,261 @@
+"""Judged candidate lists: head scores with judgements, from which re-rankers learn."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from ..common.progress import with_progress
+from ..detection.criteria import Criterion
+from ..detection.head_set import Detection, HeadSet
+from ..evaluation.measures import ideal_dcg, ndcg
+from ..ranking.frames import check_finite
+from ..ranking.policy import Choice, QueryList
+from ..ranking.rank import combine
+from ..ranking.sources import ScoreSource, in_batches
+from ..reading.reading import Reading, ReadingSettings
+
+
+class Judgements:
+    """Labels by query and document.
+
+    Args:
+        qrels: ``qid``, ``docno`` and ``label``; above 0 is relevant.
+
+    Raises:
+        ValueError: for a label that is no whole number, naming qid and docno.
+    """
+
+    def __init__(self, qrels: pd.DataFrame) -> None:
+        pt.validate.columns(qrels, includes=["qid", "docno", "label"])
+        keys = list(zip(qrels["qid"].astype(str), qrels["docno"].astype(str), strict=True))
+        labels = pd.to_numeric(qrels["label"], errors="coerce").to_numpy(dtype=float)
+        wrong = ~np.isfinite(labels) | (labels != np.round(labels))
+        if wrong.any():
+            qid, docno = keys[int(np.argmax(wrong))]
+            raise ValueError(f"qrels: the label of query {qid!r}, document {docno!r} is no whole number")
+        self._by_query: dict[str, dict[str, float]] = {}
+        for (qid, docno), label in zip(keys, labels, strict=True):
+            self._by_query.setdefault(qid, {})[docno] = label
+
+    def labels(self, qid: str, docnos: Iterable[object]) -> np.ndarray:
+        """One number a document, float64; 0 where it was not judged."""
+        known = self._by_query.get(qid, {})
+        return np.array([known.get(str(docno), 0.0) for docno in docnos])
+
+    def ideal(self, qid: str) -> float:
+        """DCG@10 of the ideal ranking of all that is judged for a query."""
+        return ideal_dcg(np.array(list(self._by_query.get(qid, {}).values())))
+
+
+@dataclass(frozen=True)
+class JudgedList:
+    """Head scores of a candidate list with its judgements.
+
+    Attributes:
+        query: the list's query and candidates.
+        labels: one number a candidate, float64; 0 where it was not judged.
+        ideal: DCG@10 of the ideal ranking of all documents that are judged for the query.
+        vectors: scores as they are ranked by, float32 [candidates, heads].
+        raw: attention without calibration, float32 [candidates, heads]; None where no criterion wants it.
+    """
+
+    query: QueryList
+    labels: np.ndarray
+    ideal: float
+    vectors: np.ndarray
+    raw: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class JudgedLists:
+    """Lists that tell something about heads, all read the same way.
+
+    Attributes:
+        reading: what their vectors speak of.
+        lists: the lists.
+        left_out: how many lists of the frame tell nothing.
+    """
+
+    reading: Reading
+    lists: list[JudgedList]
+    left_out: int
+
+    def check_like(self, other: "JudgedLists") -> None:
+        """Refuse validation lists that were read otherwise than these."""
+        if other.reading.heads != self.reading.heads or not other.reading.same_but_heads(self.reading):
+            raise ValueError("the validation lists were read otherwise than the training lists")
+
+
+def read_judged(
+    source: ScoreSource,
+    qrels: pd.DataFrame,
+    *,
+    depth: int | None,
+    check: Callable[[Reading], None] | None = None,
+    raw: bool = False,
+    positions: int | None = None,
+    query: bool = False,
+    first_stage: bool = False,
+    part: str = "candidate",
+    desc: str = "fit",
+    verbose: bool | None = None,
+) -> JudgedLists:
+    """Head scores of those lists of a source that tell something about heads: no other is read.
+
+    Args:
+        source: gives scores of all heads.
+        qrels: judgements.
+        depth: only so many candidates per query.
+        check: refuses a reading before anything is read.
+        raw: uncalibrated scores too.
+        positions: read each list so many times, with one relevant document at so many places; see
+            :func:`spread_positions`.
+        query: whether queries are wanted.
+        first_stage: whether the first stage's scores are wanted.
+        part: what the lists are called where none tells anything, such as ``"validation"``.
+        desc: what the progress bar is called.
+        verbose: whether there is one.
+
+    Raises:
+        ValueError: where no list tells anything, or lists were read in different ways.
+    """
+    judgements = Judgements(qrels)
+    found = source.lists(depth, query=query, first_stage=first_stage)
+    told = []
+    for own in found:
+        labels = judgements.labels(own.qid, source.frame["docno"].iloc[own.rows])
+        if tells(labels):
+            told.append((own, labels))
+    if not told:
+        raise ValueError(
+            f"none of the {len(found)} {part} lists has both a relevant and another candidate: "
+            "do the qids and docnos of topics and qrels agree?"
+        )
+    source.accept([own for own, _ in told])
+    reading = source.reading(told[0][0])
+    if check is not None:
+        check(reading)
+    for own, _ in told:
+        other = source.reading(own)
+        if other is not reading and (other.heads != reading.heads or not other.same_but_heads(reading)):
+            raise ValueError(f"query {own.qid!r}: its head_scores were read otherwise than those before it")
+    if positions is None:
+        placed = [(own, labels, judgements.ideal(own.qid)) for own, labels in told]
+    else:  # with the other relevant documents left out, the best ranking is that of the list itself
+        orders = [(own, labels, order) for own, labels in told for order in spread_positions(labels, positions)]
+        placed = [(own.part(order), labels[order], ideal_dcg(labels[order])) for own, labels, order in orders]
+    lists = []
+    shown = with_progress(placed, total=len(placed), desc=desc, verbose=verbose)
+    batches = in_batches([own for own, _, _ in placed], source.batch_size)
+    read = (
+        scores
+        for batch in batches
+        for scores in source.read(batch, [reading.heads] * len(batch), raw=raw)
+    )
+    for (own, labels, ideal), scores in zip(shown, read, strict=True):
+        check_finite(scores.vectors, own.qid)
+        lists.append(JudgedList(own, labels, ideal, scores.vectors, scores.raw))
+    return JudgedLists(reading, lists, len(found) - len(told))
+
+
+def tells(labels: np.ndarray) -> bool:
+    """Whether a list with these labels tells something about heads: it has a positive and a negative."""
+    return bool((labels > 0).any() and (labels <= 0).any())
+
+
+def spread_positions(labels: np.ndarray, positions: int) -> list[np.ndarray]:
+    """CoRe's position protocol: orders of a list's candidates with one positive at several places.
+
+    The first positive is kept and put at places spread evenly from the first to the last; the negatives keep their
+    order, other positives are left out.
+
+    Args:
+        labels: one number a candidate, best of the first stage first; with a positive and a negative.
+        positions: how many places; each is taken once where there are fewer.
+
+    Returns:
+        For each order the numbers of the candidates.
+    """
+    positive, negatives = int(np.argmax(labels > 0)), np.flatnonzero(labels <= 0)
+    places = dict.fromkeys(np.linspace(0, len(negatives), positions).round().astype(int).tolist())
+    return [np.insert(negatives, place, positive) for place in places]
+
+
+def judge_heads(criterion: Criterion, lists: Sequence[JudgedList]) -> np.ndarray:
+    """Mean of a criterion over judged lists: one number per head, float64 [heads].
+
+    Lists that tell nothing (no positive, or nothing but positives) do not count.
+
+    Raises:
+        ValueError: where no list counts.
+    """
+    judged = [
+        criterion(own.vectors if criterion.calibrated else own.raw, own.labels, ideal=own.ideal) for own in lists
+    ]
+    counting = [values for values in judged if values is not None]
+    if not counting:
+        raise ValueError(
+            "no candidate list has both a relevant and another candidate: "
+            "do the qids and docnos of topics and qrels agree?"
+        )
+    return np.mean(counting, axis=0)
+
+
+def ranked_heads(
+    criterion: Criterion, judged: JudgedLists, *, depth: int | None, positions: int | None, data: str | None
+) -> HeadSet:
+    """All heads that were read, best first by a criterion."""
+    scores = judge_heads(criterion, judged.lists)
+    order = np.argsort(-scores, kind="stable")
+    settings = {**criterion.settings, "calibrated": criterion.calibrated, "depth": depth}
+    if positions is not None:
+        settings["positions"] = int(positions)
+    queries = len({own.query.qid for own in judged.lists})
+    return HeadSet.of(
+        [judged.reading.heads[i] for i in order],
+        scores=scores[order],
+        model=judged.reading.model,
+        settings=judged.reading.settings,
+        detection=Detection(criterion.name, settings, data or "not named", queries),
+    )
+
+
+def mean_ndcg(judged: JudgedLists, columns: Sequence[int] | None, first_stage_weight: float) -> float:
+    """Mean nDCG@10 of judged lists, ranked by the sum of some heads; by the first stage's order without any."""
+    values = []
+    for own in judged.lists:
+        if columns is None:
+            scores = -np.arange(len(own.labels), dtype=float)
+        else:
+            choice = Choice(tuple(judged.reading.heads[i] for i in columns))
+            scores = combine(own.vectors[:, columns], choice, own.query.first_stage, first_stage_weight)
+        gains = np.maximum(own.labels, 0)[None]
+        values.append(ndcg(gains, scores[None, :, None], np.array([own.ideal]))[0, 0])
+    return float(np.mean(values))
+
+
+def check_calibration(criteria: Iterable[Criterion], settings: ReadingSettings) -> None:
+    """Refuse a criterion on calibrated scores for scores that are not."""
+    for criterion in criteria:
+        if criterion.calibrated and not settings.calibrate:
+            raise ValueError(f"the criterion {criterion.name!r} is on calibrated scores, but calibrate=False")
+
+
+def check_parts(train: pd.DataFrame, valid: pd.DataFrame | None, qrels_va: pd.DataFrame | None) -> None:
+    """Refuse training and validation queries that do not go together, before anything is read.
+
+    Raises:
+        ValueError: for validation candidates without judgements or the reverse, or queries that are in both parts.
+    """
+    if (valid is None) != (qrels_va is None):
+        raise ValueError("validation queries need both candidates and qrels: fit(topics, qrels, topics, qrels)")
+    if valid is None:
+        return
+    for name, frame in (("training", train), ("validation", valid)):
+        if "qid" not in frame.columns:
+            raise ValueError(f"the {name} candidates have no column 'qid'")
+    if both := set(train["qid"].astype(str)) & set(valid["qid"].astype(str)):
+        raise ValueError(f"{len(both)} queries are in training and validation, such as {min(both)!r}")

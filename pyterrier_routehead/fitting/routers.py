@@ -1,0 +1,133 @@
+"""From judged lists to a router: screen a pool of heads, make pseudo labels, train (RouteHead, arXiv 2604.24608)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ..common.notices import warn
+from ..common.standard import standardised
+from ..detection.head_set import HeadSet
+from ..routing.evidence import list_evidence
+from ..routing.labels import Recipe, make_labels
+from ..routing.router import HeadRouter, Selection
+from ..routing.search import PaddedLists
+from ..routing.settings import TrainingSettings
+from ..routing.state import QueryState
+from .judged import JudgedList
+
+if TYPE_CHECKING:
+    from ..routing.training import RoutingData
+
+
+@dataclass(frozen=True)
+class RouterLists:
+    """Judged lists with the query embeddings that a router sees.
+
+    Attributes:
+        lists: the lists, with vectors over the pool's heads.
+        states: float32 [lists, hidden size].
+    """
+
+    lists: list[JudgedList]
+    states: np.ndarray
+
+    def data(self, *, evidence: bool, first_stage_weight: float) -> "RoutingData":
+        """As tensors are made of it, without labels.
+
+        Args:
+            evidence: whether the router looks at the lists too.
+            first_stage_weight: weight of the first stage's score in the ranking.
+        """
+        from ..routing.training import RoutingData
+
+        vectors = [own.vectors for own in self.lists]
+        padded = PaddedLists.of(vectors, [own.labels for own in self.lists], [own.ideal for own in self.lists])
+        told = None
+        if evidence:
+            told = np.stack([list_evidence(own.vectors, own.query.first_stage) for own in self.lists])
+        first = _first_stage(self.lists, padded.there.shape, first_stage_weight)
+        return RoutingData(self.states, padded, told, first_stage=first)
+
+
+@dataclass(frozen=True)
+class LearntRouter:
+    """What training gives.
+
+    Attributes:
+        router: the router.
+        labels: one row a training query: its labelled heads, and nDCG@10 before and after.
+        report: one row an epoch: losses, chosen heads, and held-out nDCG@10.
+    """
+
+    router: HeadRouter
+    labels: pd.DataFrame
+    report: pd.DataFrame
+
+
+def learn_router(
+    train: RouterLists,
+    held_out: RouterLists,
+    pool: HeadSet,
+    *,
+    state: QueryState,
+    recipe: str | Recipe,
+    max_heads: int,
+    selection: Selection,
+    settings: TrainingSettings,
+    evidence: bool,
+    first_stage_weight: float,
+    left_out: int,
+    progress: bool,
+) -> LearntRouter:
+    """Make pseudo labels of the training lists, train on them, and keep the epoch that ranks held-out lists best.
+
+    Warns where that is the router as it started, from the labels' frequencies: it has learnt nothing from the queries.
+    """
+    from ..routing.training import train as train_weights
+
+    data = train.data(evidence=evidence, first_stage_weight=first_stage_weight)
+    other = held_out.data(evidence=evidence, first_stage_weight=first_stage_weight)
+    labels = make_labels(recipe, data.lists, max_heads)
+    qids = [own.query.qid for own in train.lists]
+    if not set(qids).isdisjoint(own.query.qid for own in held_out.lists):
+        raise AssertionError("a held-out query has a label")
+    table = labels.table(qids, pool.heads)
+    weights, report = train_weights(
+        replace(data, targets=labels.targets), other, selection, settings, progress=progress
+    )
+    best = report["held-out nDCG@10"].idxmax()
+    epoch = int(report["epoch"][best])
+    # A start by ridge regression has learnt from the queries already.
+    untaught = epoch == 0 and settings.start == "frequency"
+    named = recipe if isinstance(recipe, str) else getattr(recipe, "__name__", "own")
+    said = {
+        "labels": named if settings.labels else None,
+        "first stage's weight": float(first_stage_weight),
+        "training queries": len(train.lists),
+        "held-out queries": len(held_out.lists),
+        "left out": int(left_out),
+        "distinct labels": int(table["heads"].nunique()),
+        "epoch": epoch,
+        "kept its start": untaught,
+        "held-out nDCG@10": float(report["held-out nDCG@10"][best]),
+    }
+    if untaught:
+        warn(
+            f"no epoch of training ranked the {len(held_out.lists)} held-out queries better than the router as it "
+            f"started: it has learnt nothing from {len(train.lists)} training queries, and chooses nearly the same "
+            "heads for every query"
+        )
+    return LearntRouter(HeadRouter.of(pool, weights, state=state, selection=selection, report=said), table, report)
+
+
+def _first_stage(lists: Sequence[JudgedList], shape: tuple[int, int], weight: float) -> np.ndarray | None:
+    """The first stage's part in each score, as it is added when ranking; 0 in padding."""
+    if not weight:
+        return None
+    added = np.zeros(shape)
+    for own, one in zip(added, lists, strict=True):
+        own[: len(one.labels)] = weight * standardised(one.query.first_stage)
+    return added

@@ -1,0 +1,123 @@
+"""Reading patterns: where each token of a prompt stands, and who sees whom while the documents are encoded.
+
+This is the replaceable step of the kernel. Whatever depends on how a list is read is asked of its pattern; no other
+module compares a pattern's name.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..prompt.build import ListPrompt
+    from .exact import LayerAttention
+
+
+class ReadingPattern(Protocol):
+    """A way of reading the documents of a list.
+
+    Attributes:
+        name: what arguments, results and files call it.
+        numbered: whether the documents' tags count them in prompt order.
+        separable: whether documents can be encoded apart from each other and put together afterwards.
+        windowed: whether a list beyond the model's context is ranked in sliding windows.
+    """
+
+    name: str
+    numbered: bool
+    separable: bool
+    windowed: bool
+
+    def positions(self, prefix: int, blocks: list[int]) -> list[int]:
+        """Position of every token, given the length of the prefix and of each block."""
+
+    def tail_position(self, prefix: int, blocks: list[int]) -> int:
+        """Position of the first token of either tail."""
+
+    def attend(
+        self,
+        layer: "LayerAttention",
+        query: "torch.Tensor",
+        key: "torch.Tensor",
+        value: "torch.Tensor",
+        prefix: int,
+        blocks: list[int],
+    ) -> "torch.Tensor":
+        """Attention output [1, tokens, heads, value dim] of prefix and blocks, packed one after another."""
+
+
+class Listwise:
+    """Each document sees the prefix and the documents before it: plain causal attention."""
+
+    name = "listwise"
+    numbered = True
+    separable = False
+    windowed = True
+
+    def positions(self, prefix: int, blocks: list[int]) -> list[int]:
+        """Positions run through the whole list."""
+        return list(range(prefix + sum(blocks)))
+
+    def tail_position(self, prefix: int, blocks: list[int]) -> int:
+        """The tails follow the last document."""
+        return prefix + sum(blocks)
+
+    def attend(
+        self,
+        layer: "LayerAttention",
+        query: "torch.Tensor",
+        key: "torch.Tensor",
+        value: "torch.Tensor",
+        prefix: int,
+        blocks: list[int],
+    ) -> "torch.Tensor":
+        """One causal attention over all tokens."""
+        from .exact import causal_attention
+
+        return causal_attention(layer, query, key, value)
+
+
+class Blockwise:
+    """Each document sees the prefix and itself, and stands right behind the prefix (BlockRank, arXiv 2510.05396).
+
+    BlockRank fine-tunes for this pattern; here it is used without training. Cost grows linearly with the number of
+    documents, and no document's states depend on another document or on the order.
+    """
+
+    name = "blockwise"
+    numbered = False
+    separable = True
+    windowed = False
+
+    def positions(self, prefix: int, blocks: list[int]) -> list[int]:
+        """Every block starts at the position after the prefix."""
+        return [*range(prefix), *(prefix + i for block in blocks for i in range(block))]
+
+    def tail_position(self, prefix: int, blocks: list[int]) -> int:
+        """The tails stand behind the longest block."""
+        return prefix + max(blocks, default=0)
+
+    def attend(
+        self,
+        layer: "LayerAttention",
+        query: "torch.Tensor",
+        key: "torch.Tensor",
+        value: "torch.Tensor",
+        prefix: int,
+        blocks: list[int],
+    ) -> "torch.Tensor":
+        """Causal attention of the prefix, then of the blocks, each behind the prefix."""
+        from .exact import blocks_attention
+
+        return blocks_attention(layer, query, key, value, prefix, blocks)
+
+
+PATTERNS: dict[str, ReadingPattern] = {pattern.name: pattern for pattern in (Listwise(), Blockwise())}
+"""The patterns by name, the default first."""
+
+DEFAULT_PATTERN = next(iter(PATTERNS))
+
+
+def positions_taken(pattern: ReadingPattern, prompt: "ListPrompt") -> int:
+    """How many positions a prompt takes: what must not exceed the model's context."""
+    return pattern.tail_position(len(prompt.prefix), prompt.block_lengths) + max(len(prompt.query), len(prompt.null))

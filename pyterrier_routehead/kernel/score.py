@@ -1,0 +1,164 @@
+"""Head scores: how much each chosen head's query rows attend to each document of a list.
+
+The whole method in one function: encode the documents once; run the query's tail and the content-free tail against
+them; read the few rows; reduce to documents.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ..common.errors import ListTooLongError, UnsupportedArchitectureError
+from ..heads import Head
+from ..prompt.build import DocumentBlock, ListPrompt
+from .attention import DocumentPass, EncodedDocuments, ListAttention, TailPass
+from .patterns import DEFAULT_PATTERN, PATTERNS, positions_taken
+from .scores import ListScores
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENS_AT_A_TIME = 2048
+"""Tokens of blocks that a CPU encodes in one pass: the activations of many more fall out of its cache."""
+
+
+class RunsPasses(Protocol):
+    """A frozen model, as far as the kernel knows it.
+
+    Attributes:
+        name: what messages call it.
+        architecture: the class of its decoder, for messages.
+        num_layers: how many layers there are to use.
+        context_length: how many positions it was made for; None if it does not say.
+        fixed_rope_length: up to how many positions its rotary frequencies do not depend on the length; None for any
+            number.
+        input_device: where token ids go.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def architecture(self) -> str: ...  # noqa: D102
+    @property
+    def num_layers(self) -> int: ...  # noqa: D102
+    @property
+    def context_length(self) -> int | None: ...  # noqa: D102
+    @property
+    def fixed_rope_length(self) -> int | None: ...  # noqa: D102
+    @property
+    def input_device(self) -> "torch.device": ...  # noqa: D102
+
+    def forward(self, this_pass: DocumentPass | TailPass) -> None:
+        """Run a pass, up to the deepest layer that it needs."""
+
+    def count_lists(self, count: int) -> None:
+        """Take note that so many candidate lists have been encoded."""
+
+
+def score_lists(
+    llm: RunsPasses,
+    prompts: Sequence[ListPrompt],
+    heads: Sequence[Head],
+    *,
+    document_attention: str = DEFAULT_PATTERN,
+    calibrate: bool = True,
+    hidden_layers: Iterable[int] = (),
+) -> list[ListScores]:
+    """Read heads over some candidate lists, packed into one pass of the documents and one of the tails.
+
+    Formulas: ICR (arXiv 2410.02642) for attention, calibration and filter; QRHead (arXiv 2506.09944) for the filter per
+    head. Everything after the dot products of queries and keys is fp32, whatever the model's dtype.
+
+    Args:
+        llm: the frozen model.
+        prompts: the lists, each with at least one document. Lists in one call do not see each other.
+        heads: heads to read; no layer above the deepest is run.
+        document_attention: the name of a reading pattern; the prompts must have been built for it.
+        calibrate: run the content-free query too; without it only ``raw`` is given.
+        hidden_layers: layers after which to give the mean hidden state of the query rows.
+
+    Raises:
+        ListTooLongError: for a list beyond the model's context.
+        UnsupportedArchitectureError: for a list so long that the model's rotary frequencies would change.
+    """
+    hidden_layers = tuple(hidden_layers)
+    for layer in hidden_layers:
+        if not 0 <= layer < llm.num_layers:
+            raise ValueError(f"there is no layer {layer} to read in a model of {llm.num_layers} layers")
+    pattern = PATTERNS[document_attention]
+    for prompt in prompts:
+        check_length(llm, positions_taken(pattern, prompt))
+    documents = EncodedDocuments(list(prompts), pattern)
+    tails = TailPass(documents, heads, calibrate=calibrate, hidden_layers=hidden_layers, device=llm.input_device)
+    _encode(llm, documents, tails.deepest)
+    llm.count_lists(len(prompts))
+    llm.forward(tails)
+    return [
+        _list_scores(own, prompt, heads, calibrate) for own, prompt in zip(tails.lists, prompts, strict=True)
+    ]
+
+
+def check_length(llm: RunsPasses, length: int) -> None:
+    """Refuse a prompt that takes more positions than the model can read exactly.
+
+    Raises:
+        ListTooLongError: beyond the model's context.
+        UnsupportedArchitectureError: within it, but beyond the length from which the rotary frequencies change.
+    """
+    if llm.context_length is not None and length > llm.context_length:
+        raise ListTooLongError(f"{length} tokens, but the context of {llm.name} has {llm.context_length}")
+    if llm.fixed_rope_length is not None and length > llm.fixed_rope_length:
+        raise UnsupportedArchitectureError(
+            f"{llm.architecture} cannot be read beyond {llm.fixed_rope_length} positions, where its rotary frequencies "
+            f"begin to depend on the length; the prompt takes {length}"
+        )
+
+
+def _encode(llm: RunsPasses, documents: EncodedDocuments, deepest: int) -> None:
+    """Encode the documents, in one pass unless their number makes several quicker."""
+    apart = documents.pattern.separable and llm.input_device.type == "cpu"
+    if not apart or documents.spans[-1].stop <= TOKENS_AT_A_TIME:
+        llm.forward(DocumentPass(documents, deepest))
+        return
+    import torch
+
+    # Some documents can go first; each pass encodes the few tokens of the prefix again.
+    for prompt in documents.prompts:
+        for i, blocks in enumerate(_in_parts(prompt.blocks, TOKENS_AT_A_TIME)):
+            part = EncodedDocuments([replace(prompt, blocks=blocks)], documents.pattern)
+            llm.forward(DocumentPass(part, deepest))
+            new = slice(len(prompt.prefix) if i else 0, None)
+            for whole, own in ((documents.keys, part.keys), (documents.values, part.values)):
+                for layer, states in own.items():
+                    whole.setdefault(layer, []).append(states[:, :, new])
+    for states in (documents.keys, documents.values):
+        for layer, parts in states.items():
+            states[layer] = torch.cat(parts, dim=2)
+
+
+def _in_parts(blocks: list[DocumentBlock], tokens: int) -> Iterator[list[DocumentBlock]]:
+    """Blocks in order, in parts of some tokens at most where one block does not take more."""
+    part: list[DocumentBlock] = []
+    for block in blocks:
+        if part and sum(len(own.ids) for own in part) + len(block.ids) > tokens:
+            yield part
+            part = []
+        part.append(block)
+    yield part
+
+
+def _list_scores(read: ListAttention, prompt: ListPrompt, heads: Sequence[Head], calibrate: bool) -> ListScores:
+    import torch
+
+    place = np.argsort(prompt.order)  # from prompt order back to the candidates' order
+
+    def matrix(columns: dict[Head, torch.Tensor]) -> np.ndarray:
+        return torch.stack([columns[head] for head in heads], dim=1).cpu().numpy()[place]
+
+    hidden = {layer: state.cpu().numpy() for layer, state in read.hidden.items()}
+    if not calibrate:
+        return ListScores(matrix(read.raw), None, None, None, hidden)
+    summed = read.tokens.filtered_sum(read.token_sum).cpu().numpy()[place]
+    return ListScores(matrix(read.raw), matrix(read.null), matrix(read.filtered), summed, hidden)

@@ -1,0 +1,188 @@
+"""Whether a model or tokenizer is there: looked up once, before transformers asks for one file after another.
+
+A name is a folder, if there is one of that name; else a hub id, unless it can only be a path. The hub is asked a
+single question, without retries: if no answer comes, everything is taken from its cache.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import ModelNotFoundError, UnsupportedArchitectureError
+
+ACCESS = ("cache_dir", "force_download", "local_files_only", "token", "trust_remote_code")
+"""Arguments of ``from_pretrained`` that speak of the hub as a whole."""
+PLACE = ("revision", "subfolder", "code_revision", "gguf_file")
+"""Arguments of ``from_pretrained`` that speak of one repository."""
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "config.json")
+_FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".pt", ".json")
+_SAID = 300
+"""How many characters of another package's error are repeated."""
+_TOKEN = "hf auth login, HF_TOKEN, or model_kwargs={'token': ...}"
+_GET_ONE = "check the spelling, give a local folder, or download it where there is a network: hf download {}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model or tokenizer is loaded from.
+
+    Attributes:
+        what: what it is called in messages.
+        path: a folder or hub id, as ``from_pretrained`` takes it.
+        arguments: hub arguments of ``from_pretrained``.
+        note: why the hub itself was not asked for the files, if it was not.
+        advice: what else can be done if files are missing.
+    """
+
+    what: str
+    path: str
+    arguments: dict[str, Any]
+    note: str = ""
+    advice: str = ""
+
+
+def look_up(
+    path: str, what: str, arguments: Mapping[str, Any], *, files: tuple[str, ...] = ("config.json",), advice: str = ""
+) -> Place:
+    """The place of a model or tokenizer, once it is known to be there.
+
+    Args:
+        path: a folder, a GGUF file or a hub id.
+        what: what it is called in messages.
+        arguments: hub arguments of ``from_pretrained``.
+        files: any one of these must be there; nothing is checked if empty.
+        advice: what can be done if it is not there.
+
+    Raises:
+        ModelNotFoundError: naming it, what was tried and what to do.
+    """
+    place = Place(what, path, dict(arguments), advice=advice)
+    here = Path(path)
+    if path.endswith(".gguf"):
+        _check_gguf(here, place)
+        return replace(place, path=str(here.parent), arguments={**arguments, "gguf_file": here.name})
+    if here.is_dir():
+        _check_folder(here / (arguments.get("subfolder") or ""), place, files)
+        return place
+    if here.exists():
+        raise _missing(place, f"{here.absolute()} is a file, but neither a saved model's folder nor a GGUF file")
+    if _can_only_be_a_path(path):
+        raise _missing(place, f"there is no folder or file {here.absolute()}")
+    return _ask_hub(place, files)
+
+
+def as_typed(name: str | Path) -> str:
+    """A folder, file or hub id as a string, its ``~`` expanded."""
+    return str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
+
+
+@contextmanager
+def short_errors(place: Place, *also: type[Exception]) -> Iterator[None]:
+    """What transformers raises over many lines and causes, as one error that names the model.
+
+    Args:
+        place: what is loaded.
+        also: further errors that mean that it cannot be had.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (ModelNotFoundError, UnsupportedArchitectureError):
+        raise
+    except (OSError, SafetensorError, *also) as error:
+        raise _missing(place, f"{type(error).__name__}: {_in_short(error)}") from None
+    except ValueError as error:
+        trust = "trust_remote_code" in str(error)
+        hint = "; if you trust it: model_kwargs={'trust_remote_code': True}" if trust else ""
+        raise ValueError(f"{place.what} cannot be loaded: {_in_short(error)}{hint}") from None
+
+
+def _check_gguf(file: Path, place: Place) -> None:
+    if not file.is_file():
+        raise _missing(place, f"there is no file {file.absolute()}")
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise _missing(place, f"{file.absolute()} is no GGUF file")
+
+
+def _check_folder(folder: Path, place: Place, files: tuple[str, ...]) -> None:
+    if not files or "gguf_file" in place.arguments or any((folder / name).is_file() for name in files):
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise ModelNotFoundError(
+            f"{place.what} cannot be loaded: {folder} holds a PEFT adapter alone (adapter_config.json), not the model "
+            "that it adapts; load both with peft and give the result: FrozenLLM(PeftModel.from_pretrained(base, "
+            "adapter), tokenizer=...)"
+        )
+    found = ", ".join(sorted(os.listdir(folder))[:8]) if folder.is_dir() else "no such folder"
+    raise _missing(place, f"{folder.absolute()} has no {' or '.join(files)} (it holds: {found or 'nothing'})")
+
+
+def _can_only_be_a_path(name: str) -> bool:
+    """Whether a name cannot be a hub's id, which is NAME or OWNER/NAME."""
+    return (
+        name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or name.lower().endswith(_FILE_ENDINGS)
+    )
+
+
+def _ask_hub(place: Place, files: tuple[str, ...]) -> Place:
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    options = {name: value for name, value in place.arguments.items() if value is not None}
+    if options.get("local_files_only"):
+        note = "only local files may be used (local_files_only)"
+    elif constants.HF_HUB_OFFLINE:
+        note = "offline mode is on: HF_HUB_OFFLINE=1"
+    else:
+        note = _no_answer(place.path, options, files)
+        if note is None:
+            return place
+    cached = {name: options[name] for name in ("cache_dir", "revision") if name in options}
+    prefix = f"{options['subfolder']}/" if options.get("subfolder") else ""
+    try:
+        there = not files or any(
+            isinstance(try_to_load_from_cache(place.path, prefix + name, **cached), str) for name in files
+        )
+    except HFValidationError:
+        raise _missing(place, f"it is neither a folder ({Path(place.path).absolute()}) nor a hub id") from None
+    if not there:
+        tried = f"it is no folder here, not in the cache {cached.get('cache_dir', constants.HF_HUB_CACHE)}, and {note}"
+        raise _missing(replace(place, advice=place.advice or _GET_ONE.format(place.path)), tried)
+    return replace(place, arguments={**place.arguments, "local_files_only": True}, note=note)
+
+
+def _no_answer(repository: str, options: Mapping[str, Any], files: tuple[str, ...]) -> str | None:
+    """Why the hub gives no such model; None if it does."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+    where = {name: options[name] for name in ("revision", "subfolder") if name in options}
+    for file in files or ("config.json",):
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, file, **where), token=options.get("token"))
+            return None
+        except errors.GatedRepoError:
+            return f"the Hub grants access to it on request: ask for it on its page, then give a token ({_TOKEN})"
+        except errors.RepositoryNotFoundError:
+            return f"the Hub has none of that name; a private one needs a token ({_TOKEN})"
+        except errors.RevisionNotFoundError:
+            return f"the Hub has it, but not its revision {where.get('revision')!r}"
+        except errors.EntryNotFoundError:
+            continue
+        except Exception as error:  # whichever HTTP library the hub's client uses
+            return f"the Hub could not be reached ({type(error).__name__}: {_in_short(error)})"
+    return f"the Hub has it, but without {' or '.join(files)}: an adapter or GGUF files alone?" if files else None
+
+
+def _missing(place: Place, tried: str) -> ModelNotFoundError:
+    notes = [tried, *(note for note in (place.note, place.advice) if note)]
+    return ModelNotFoundError(f"{place.what} cannot be loaded: {'; '.join(notes)}")
+
+
+def _in_short(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said if len(said) <= _SAID else f"{said[:_SAID]}..."

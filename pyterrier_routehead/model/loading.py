@@ -1,0 +1,228 @@
+"""Opens a model: from the hub, a folder, a GGUF file, or one that is loaded already.
+
+Only the decoder below the language-model head is kept, together with its stack of layers and its tokenizer.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from ..common.errors import UnsupportedArchitectureError
+from ..common.locks import new_lock
+from ..prompt.encoding import TextEncoder
+from .adapters import virtual_tokens
+from .configuration import config_of_part, effective_config, layer_stack
+from .default import ModelSource, require_gguf
+from .fingerprint import ModelSnapshot, layer_hashes
+from .hardware import find_device, find_dtype
+from .hub import ACCESS, PLACE, TOKENIZER_FILES, Place, as_typed, look_up, short_errors
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class LoadedModel:
+    """A decoder that is in memory.
+
+    Attributes:
+        name: id, folder or file.
+        decoder: the model below its language-model head.
+        layers: the decoder's stack of layers.
+        encoder: its tokenizer.
+        total_layers: how many layers the whole model has, whether loaded or not.
+        num_heads: attention (query) heads per layer.
+        live: whether somebody else loaded it, and may change it at any time.
+        fingerprint: a hash per layer, if it was taken when the model was loaded.
+        snapshot: what the model is, once it has been asked for; not of a live model.
+        twin: what passes run on, once there was one; not of a live model, which gets a new one for every pass.
+        lock: to hold during a pass, so that memory stays bounded.
+    """
+
+    name: str
+    decoder: "PreTrainedModel"
+    layers: "torch.nn.ModuleList"
+    encoder: TextEncoder
+    total_layers: int
+    num_heads: int
+    live: bool = False
+    fingerprint: tuple[str, ...] | None = None
+    snapshot: "ModelSnapshot | None" = None
+    twin: "torch.nn.Module | None" = None
+    lock: "threading.RLock" = field(init=False)
+
+    def __post_init__(self) -> None:
+        with _locks_guard:
+            self.lock = _locks.setdefault(id(self.decoder), new_lock())
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the decoder still has this stack of layers, which its owner may have replaced."""
+        return not self.live or any(child is self.layers for child in self.decoder.children())
+
+    @property
+    def architecture(self) -> str:
+        """Name of the decoder's class, for messages."""
+        return type(self.decoder).__name__
+
+    @property
+    def input_device(self) -> "torch.device":
+        """Where token ids go."""
+        return self.decoder.get_input_embeddings().weight.device
+
+
+# By the decoder's id; a lock goes when the last model that holds it goes.
+_locks: "WeakValueDictionary[int, threading.RLock]" = WeakValueDictionary()
+_locks_guard = new_lock()
+
+
+def adopt_model(
+    model: "PreTrainedModel", tokenizer: "str | Path | PreTrainedTokenizerBase", name: str
+) -> LoadedModel:
+    """Take in a loaded model, which is not changed.
+
+    Raises:
+        ModelNotFoundError: for a tokenizer by name that cannot be had.
+        UnsupportedArchitectureError: for a model whose decoder cannot be taken apart.
+    """
+    _refuse_offloaded(model)
+    loaded = _take_apart(model, open_tokenizer(tokenizer), name)
+    loaded.live = True
+    return loaded
+
+
+def load_model(
+    source: ModelSource,
+    *,
+    tokenizer: "str | Path | PreTrainedTokenizerBase | None",
+    device: "str | torch.device | None",
+    dtype: "str | torch.dtype",
+    revision: str | None,
+    max_layers: int | None,
+    model_kwargs: dict[str, Any],
+) -> LoadedModel:
+    """Load a model, or its first layers; arguments as for :class:`~pyterrier_routehead.model.frozen.FrozenLLM`.
+
+    Raises:
+        ModelNotFoundError: for a model or tokenizer that is not there or cannot be fetched.
+        UnsupportedArchitectureError: for a model whose decoder cannot be taken apart.
+        ValueError: for a device that the machine lacks, and what transformers refuses.
+    """
+    import torch
+    from transformers import AutoModel
+
+    device = find_device(device)
+    dtype = find_dtype(dtype, device)
+    # Code from a repository runs only where it was asked for: without a value, transformers asks on the terminal.
+    where = {"revision": revision, "trust_remote_code": False}
+    where |= {name: value for name, value in model_kwargs.items() if name in (*ACCESS, *PLACE)}
+    kwargs = {name: value for name, value in model_kwargs.items() if name not in where}
+    files = () if "config" in kwargs else (where.get("gguf_file", "config.json"),)
+    place = look_up(source.path, source.name, where, files=files, advice=source.advice)
+    if "gguf_file" in place.arguments:
+        require_gguf()
+    with short_errors(place):
+        config, kwargs = effective_config(place.path, place.arguments, kwargs)
+    text_config = config.get_text_config(decoder=True)
+    total = getattr(text_config, "num_hidden_layers", None)
+    keep = total if max_layers is None or total is None else min(max_layers, total)
+    if keep != total and "gguf_file" not in place.arguments:
+        config = config_of_part(config, keep) or config
+    # fp16 holds fewer magnitudes than bf16: the fingerprint is taken before the cast.
+    quantised = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
+    cast_later = dtype == torch.float16 and not quantised
+    first = "auto" if cast_later else dtype
+    with short_errors(place), _unknown_arguments(kwargs, config):
+        model = AutoModel.from_pretrained(place.path, config=config, dtype=first, **place.arguments, **kwargs)
+    tokenizer = open_tokenizer(tokenizer, of=place)
+    _refuse_offloaded(model)
+    loaded = _take_apart(model.eval(), tokenizer, source.name, total)
+    # What a forward computes from the number of layers must be the whole model's; it ends before the missing ones.
+    loaded.decoder.config.num_hidden_layers = total
+    del loaded.layers[keep:]
+    if cast_later:
+        loaded.fingerprint = layer_hashes(loaded.layers)
+        loaded.decoder.to(dtype)
+    if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
+        loaded.decoder.to(device)
+    return loaded
+
+
+def open_tokenizer(
+    tokenizer: "str | Path | PreTrainedTokenizerBase | None", of: Place | None = None
+) -> "PreTrainedTokenizerBase":
+    """A tokenizer: as given, by name, or the model's own.
+
+    Args:
+        tokenizer: a tokenizer, its hub id or folder, or None.
+        of: the model's place, whose hub arguments serve a tokenizer by name too.
+    """
+    from transformers import AutoTokenizer
+
+    if tokenizer is None:
+        place = replace(of, what=f"the tokenizer of {of.what}", advice="give one as FrozenLLM(..., tokenizer=...)")
+    elif isinstance(tokenizer, str | Path):
+        where = {name: value for name, value in (of.arguments if of else {}).items() if name in ACCESS}
+        path = as_typed(tokenizer)
+        place = look_up(path, f"the tokenizer {tokenizer}", where, files=TOKENIZER_FILES)
+    else:
+        return tokenizer
+    with short_errors(place, ValueError, TypeError):
+        return AutoTokenizer.from_pretrained(place.path, **place.arguments)
+
+
+@contextmanager
+def _unknown_arguments(kwargs: dict[str, Any], config: "PreTrainedConfig") -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        unknown = [name for name in kwargs if f"unexpected keyword argument {name!r}" in str(error)]
+        if not unknown:
+            raise
+        raise TypeError(
+            f"{unknown[0]!r} in model_kwargs is neither an argument of from_pretrained nor a value of "
+            f"{type(config).__name__}"
+        ) from None
+
+
+def _decoders(model: "PreTrainedModel") -> "Iterator[torch.nn.Module]":
+    """What may be the decoder: ``get_decoder`` gives some architectures' language-model head, or the whole model."""
+    from .twin import uncompiled
+
+    named = (model.get_decoder(), getattr(model, "base_model", None), getattr(model, "model", None))
+    yield from (uncompiled(own) for own in named if own is not None)
+
+
+def _take_apart(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, total_layers: int | None = None
+) -> LoadedModel:
+    from .twin import uncompiled
+
+    architecture = type(uncompiled(model)).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedArchitectureError(f"{architecture} cannot be read: it is not decoder-only")
+    adapter = virtual_tokens(model)
+    if adapter is not None:
+        raise UnsupportedArchitectureError(
+            f"{architecture} cannot be read: its adapter ({adapter}) puts tokens of its own before every prompt"
+        )
+    decoder = next((own for own in _decoders(model) if layer_stack(own) is not None), None)
+    heads = getattr(getattr(decoder, "config", None), "num_attention_heads", None)
+    if decoder is None or not heads:
+        raise UnsupportedArchitectureError(f"{architecture} cannot be read: it has no plain stack of layers")
+    stack = layer_stack(decoder)
+    return LoadedModel(name, decoder, stack, TextEncoder(tokenizer), total_layers or len(stack), heads)
+
+
+def _refuse_offloaded(model: "PreTrainedModel") -> None:
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if "disk" in places or ("cpu" in places and len(places) > 1):
+        raise ValueError(
+            f"{type(model).__name__} is offloaded ({', '.join(sorted(places))}): "
+            "a model must lie on GPUs altogether, or on the CPU"
+        )

@@ -1,0 +1,142 @@
+"""A query and its candidates as token ids, with the place of every document and of the rows to read.
+
+The prompt keeps its parts apart, because the kernel encodes the documents first and the end of the prompt after them,
+once with the query and once with the content-free query. By construction no place is ever searched for in a string.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+from ..template import PromptTemplate
+from .encoding import TextEncoder
+
+DOCUMENT_ORDERS = ("best_last", "best_first")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A document to be ranked: its text and, if there is one, its title."""
+
+    text: str
+    title: str = ""
+
+    def joined(self) -> str:
+        """Title line and text, stripped; the text alone where there is no title."""
+        return "\n".join(part for part in (self.title.strip(), self.text.strip()) if part)
+
+
+@dataclass(frozen=True)
+class DocumentBlock:
+    """One document of a prompt: the ids of tag, text and separator, and which of them count for its score."""
+
+    ids: list[int]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ListPrompt:
+    """One query with its candidates.
+
+    Attributes:
+        prefix: ids up to and including the separator before the first document.
+        blocks: the documents, in prompt order.
+        order: for each block the number of its candidate, so that scores find their way back.
+        query: ids of the end of the prompt, from the instruction on, with the query: the tail. All its rows are read.
+        null: the same with the content-free query.
+    """
+
+    prefix: list[int]
+    blocks: list[DocumentBlock]
+    order: list[int]
+    query: list[int]
+    null: list[int]
+
+    @property
+    def block_lengths(self) -> list[int]:
+        """Tokens of each block, in prompt order."""
+        return [len(block.ids) for block in self.blocks]
+
+
+class PromptBuilder:
+    """Builds the prompts of one template for one tokenizer.
+
+    Args:
+        template: the prompt's wording and span rules.
+        encoder: the tokenizer.
+        document_order: ``"best_last"`` puts the first candidate next to the query, ``"best_first"`` farthest from it.
+        numbered: whether the tags count the documents in prompt order, or all are the same.
+        max_doc_tokens: title and text of each document are cut to so many tokens (the tag does not count); None keeps
+            them whole.
+    """
+
+    def __init__(
+        self,
+        template: PromptTemplate,
+        encoder: TextEncoder,
+        *,
+        document_order: str,
+        numbered: bool,
+        max_doc_tokens: int | None,
+    ) -> None:
+        self.template = template
+        self.encoder = encoder
+        self.document_order = document_order
+        self.numbered = numbered
+        self.max_doc_tokens = max_doc_tokens
+        self._tag_ids = cache(encoder.markup)  # the same few tags in every list
+        self._chat = encoder.chat(template)
+        separator, self._separator_ids = encoder.separator(template)
+        self._prefix = self._before(self._chat.prefix + template.introduction + separator, self._tag(1))
+        self._tail_start = encoder.markup(template.instruction + separator + template.query_label)
+        self._suffix = encoder.markup(self._chat.suffix)[: template.suffix_rows]
+        self._null = self._tail(template.null_query)
+
+    def build(self, query: str, candidates: list[Candidate]) -> ListPrompt:
+        """The prompt of a query and its candidates, best first."""
+        order = list(range(len(candidates)))
+        if self.document_order == "best_last":
+            order.reverse()
+        texts = self.encoder.data([_after_blank(candidates[i].joined()) for i in order], self.max_doc_tokens)
+        return ListPrompt(self._prefix, self._blocks(texts), order, self._tail(query), self._null)
+
+    def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
+        """The prompt of the same query and some of its candidates, by number, best first; nothing is encoded anew."""
+        blocks = dict(zip(prompt.order, enumerate(prompt.blocks, start=1), strict=True))
+        order = list(range(len(candidates)))
+        if self.document_order == "best_last":
+            order.reverse()
+        texts = [self._text(*blocks[candidates[i]]) for i in order]
+        return replace(prompt, blocks=self._blocks(texts), order=order)
+
+    def _before(self, markup: str, tag: list[int]) -> list[int]:
+        """Ids of the markup that opens the prompt, which is encoded as it stands before the first tag."""
+        whole = self.encoder.start(markup + self._tag_text(1))
+        return whole[: len(whole) - len(tag)] if whole[len(whole) - len(tag) :] == tag else self.encoder.start(markup)
+
+    def _tag_text(self, number: int) -> str:
+        return self.template.document_tag.format(number=number) if self.numbered else self.template.block_tag
+
+    def _tag(self, number: int) -> list[int]:
+        return self._tag_ids(self._tag_text(number))
+
+    def _blocks(self, texts: list[list[int]]) -> list[DocumentBlock]:
+        return [self._block(self._tag(number), ids) for number, ids in enumerate(texts, start=1)]
+
+    def _text(self, number: int, block: DocumentBlock) -> list[int]:
+        """What a block holds between tag and separator."""
+        return block.ids[len(self._tag(number)) : len(block.ids) - len(self._separator_ids)]
+
+    def _block(self, tag: list[int], text: list[int]) -> DocumentBlock:
+        start = 0 if self.template.span == "document" else len(tag)
+        stop = len(tag) + len(text) + min(self.template.span_overhang, len(self._separator_ids))
+        return DocumentBlock(tag + text + self._separator_ids, start, stop)
+
+    def _tail(self, query: str) -> list[int]:
+        # Tokens behind the last row that is read could not change it: the attention is causal. They are left out.
+        return self._tail_start + self.encoder.data([_after_blank(query.strip())])[0] + self._suffix
+
+
+def _after_blank(text: str) -> str:
+    """The blank before a text belongs to the text: tokenizers write it into the first word's token."""
+    return f" {text}" if text else ""

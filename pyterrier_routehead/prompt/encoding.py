@@ -1,0 +1,315 @@
+"""From text to token ids: markup and data are encoded apart, so that their borders are exact.
+
+Only markup can yield control tokens. Data (titles, texts, queries) never does, whatever strings it contains. On benign
+text the pieces' ids, joined, are those of the whole string encoded at once, provided that the tokenizer does not merge
+across a piece's border; :class:`TextEncoder` picks the separator accordingly.
+"""
+
+import copy
+import re
+import string
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..template import ChatMarkup, PromptTemplate
+from .chat import paper_chat, tokenizer_chat
+from .cutting import FirmBorders
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+_SEPARATORS = ("\n\n", " \n\n", "\n", " \n")
+_TEXT_ENDS = ("word", "Ünï", "中文", "中。", "7", "3°", "✓", "end.)", 'end."', "end.”")
+_TEXT_ENDS += tuple(f"end{mark}" for mark in string.punctuation)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of text with its ids, and what a fast tokenizer tells besides."""
+
+    text: str
+    ids: list[int]
+    encoding: "Encoding | None" = None
+
+
+class TextEncoder:
+    """Encodes markup and data with one tokenizer.
+
+    Args:
+        tokenizer: a fast or slow Hugging Face tokenizer. It is copied: padding, truncation and the like, which calls
+            set on it for all its users, neither reach the copy nor are changed by it. What is added to it later is not
+            seen either; a new encoder sees it.
+
+    Raises:
+        TypeError: for anything but a tokenizer, such as a processor.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.tokenizer = _own_copy(tokenizer)
+        self._separators: dict[PromptTemplate, tuple[str, list[int]]] = {}
+
+    def markup(self, text: str) -> list[int]:
+        """Ids of a piece of markup inside a prompt; control strings become control tokens."""
+        return self._inside([text])[0]
+
+    def data(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
+        """Ids of pieces of data inside a prompt; no control string ever becomes a control token.
+
+        Args:
+            texts: the pieces.
+            limit: how many ids of each are wanted; None for all. They are the first ones of the whole text's, which is
+                read no farther than that takes.
+        """
+        texts = [_well_formed(text) for text in texts]
+        found: dict[int, list[int]] = {}
+        reach = None if limit is None else self._borders.first_reach(limit)
+        while len(found) < len(texts):
+            beginnings = {i: self._split(text, reach) for i, text in enumerate(texts) if i not in found}
+            encoded = iter(self._data_pieces([piece for pieces in beginnings.values() for piece in pieces]))
+            for i, pieces in beginnings.items():
+                own = [next(encoded) for _ in pieces]
+                if reach is None or reach >= len(texts[i]):
+                    found[i] = [token for piece in own for token in self._without_controls(piece)][:limit]
+                elif self._settle(own, limit):
+                    found[i] = [token for piece in own for token in piece.ids][:limit]
+            reach = reach and 4 * reach
+        return [found[i] for i in range(len(texts))]
+
+    def start(self, text: str) -> list[int]:
+        """Ids of the markup that opens a prompt: the tokenizer's start-of-text token, unless it is there, and text."""
+        ids = self._plain([text]).input_ids[0]
+        leading = self._leading_ids
+        return ids if ids[: len(leading)] == leading else leading + ids
+
+    def separator(self, template: PromptTemplate) -> tuple[str, list[int]]:
+        r"""The separator of a template for this tokenizer: its text, and its ids between data and markup.
+
+        Without one set by the template, it is the first of ``"\n\n"``, ``" \n\n"``, ``"\n"`` and ``" \n"`` that never
+        merges with the text before it or the markup behind it (``" \n\n"`` for Llama 3 and Qwen, whose tokenizers join
+        a full stop and the line breaks after it). Where none achieves this it is ``"\n\n"``, and the prompt's ids are
+        those of its pieces, not those of the whole string encoded at once.
+        """
+        if template not in self._separators:
+            candidates = _SEPARATORS if template.separator is None else (template.separator,)
+            found = [(text, self._separator_ids(text, template)) for text in candidates]
+            chosen = next((pair for pair in found if self._stands_alone(*pair, template)), found[0])
+            self._separators[template] = chosen  # the search takes hundreds of encodings
+        return self._separators[template]
+
+    def chat(self, template: PromptTemplate) -> ChatMarkup:
+        """The markup around the user's turn: by hand, from the papers' code, or from the tokenizer's own template.
+
+        Raises:
+            ValueError: for a chat template of which the markup cannot be told; the message says what to give instead.
+        """
+        if isinstance(template.chat, ChatMarkup):
+            return template.chat
+        return (template.chat == "paper" and paper_chat(self.tokenizer)) or self._tokenizer_chat
+
+    def _separator_ids(self, separator: str, template: PromptTemplate) -> list[int]:
+        # Before a tag, line breaks may be other tokens than alone: GPT-2 keeps the last of them apart.
+        tag = template.document_tag.format(number=1)
+        whole, own = self._inside([separator + tag, tag])
+        border = len(whole) - len(own)
+        return whole[:border] if whole[border:] == own else self.markup(separator)
+
+    def _stands_alone(self, separator: str, ids: list[int], template: PromptTemplate) -> bool:
+        """Whether the ids of text, separator and markup are those of the three encoded at once."""
+        tail = template.instruction + separator + template.query_label
+        ends = [f" {end}" for end in _TEXT_ENDS]
+        own = self._inside(ends)
+        return all(
+            whole == text + ids + self.markup(markup)
+            for markup in (template.document_tag.format(number=1), template.block_tag, tail)
+            for text, whole in zip(own, self._inside([end + separator + markup for end in ends]), strict=True)
+        )
+
+    def _split(self, text: str, reach: int | None) -> list[str]:
+        """Cut a text behind the first character of each control string, so that no piece contains one.
+
+        A control string of a single character becomes a piece of its own. With ``reach`` it is done to so many
+        characters of the text, as it would be to all.
+        """
+        seen = text if reach is None else text[: reach + self._longest_control]
+        cuts = [0]
+        while found := self._control_strings.search(seen, cuts[-1]):
+            if len(found.group()) == 1 and found.start() > cuts[-1]:
+                cuts.append(found.start())
+            cuts.append(found.start() + 1)
+        if reach is not None:
+            cuts = [cut for cut in cuts if cut < reach]
+            seen = seen[:reach]
+        return [seen[start:stop] for start, stop in zip(cuts, [*cuts[1:], None], strict=True)]
+
+    def _data_pieces(self, pieces: list[str]) -> list[_Piece]:
+        """Pieces encoded, except that single characters which are control strings are written in another way."""
+        return [
+            _Piece(piece.text, self._spelt[piece.text]) if piece.text in self._spelt else piece
+            for piece in self._inside_pieces(pieces)
+        ]
+
+    def _settle(self, pieces: list[_Piece], limit: int) -> bool:
+        """Whether the first ids of the pieces of a text's beginning are those of the whole text."""
+        *before, last = pieces
+        if any(not self._control_ids.isdisjoint(piece.ids) for piece in pieces):
+            return False  # made by a normaliser
+        missing = limit - sum(len(piece.ids) for piece in before)
+        if missing <= 0:
+            return True
+        if last.encoding is None:
+            return False
+        return self._borders.settles(self._anchor + last.text, len(self._anchor_ids), last.encoding, missing)
+
+    def _without_controls(self, piece: _Piece) -> list[int]:
+        """Ids of a piece, taken apart where a normaliser has made a control string of it."""
+        if self._control_ids.isdisjoint(piece.ids):
+            return piece.ids
+        if len(piece.text) <= 1:
+            return self._spell(piece.text)
+        parts = self._data_pieces(self._parts(piece))
+        return [token for part in parts for token in self._without_controls(part)]
+
+    def _parts(self, piece: _Piece) -> list[str]:
+        """Cut a piece behind the first character of what became a control token, or into characters."""
+        if piece.encoding is None:
+            return list(piece.text)
+        cut = len(self._anchor_ids)
+        starts = [
+            start - len(self._anchor)
+            for token, (start, _) in zip(piece.ids, piece.encoding.offsets[cut:], strict=True)
+            if token in self._control_ids
+        ]
+        cuts = sorted({0, *(start + 1 for start in starts if 0 <= start < len(piece.text) - 1)})
+        if len(cuts) == 1:
+            return list(piece.text)
+        return [piece.text[start:stop] for start, stop in zip(cuts, [*cuts[1:], None], strict=True)]
+
+    def _spell(self, character: str) -> list[int]:
+        """Ids of a character that as such is a control token: as the vocabulary spells it, or a replacement's."""
+        if self._control_ids.isdisjoint(ids := self._spelling_ids(character)):
+            return ids
+        (replacement,) = self._inside(["\ufffd"])
+        return replacement if self._control_ids.isdisjoint(replacement) else []
+
+    def _spelling_ids(self, character: str) -> list[int]:
+        tokenizer = self._spelling_tokenizer
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return tokenizer(self._anchor + character, **options).input_ids[len(self._anchor_ids) :]
+
+    @cached_property
+    def _spelling_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Another copy, for its setting not to look for special tokens would be one for all its users."""
+        return _own_copy(self.tokenizer)
+
+    @cached_property
+    def _spelt(self) -> dict[str, list[int]]:
+        """Control strings of a single character, as data."""
+        return {text: self._spell(text) for text in self._controls if len(text) == 1}
+
+    def _plain(self, texts: list[str]) -> "BatchEncoding":
+        # Said for the sake of tokenizers with other settings, and to keep quiet about texts that will yet be cut.
+        options = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
+        return self.tokenizer(texts, **options)
+
+    def _inside(self, texts: list[str]) -> list[list[int]]:
+        """Ids of pieces as they stand inside a longer text."""
+        return [piece.ids for piece in self._inside_pieces(texts)]
+
+    def _inside_pieces(self, texts: list[str]) -> list[_Piece]:
+        if not texts:
+            return []
+        found = self._plain([self._anchor + text for text in texts])
+        cut = len(self._anchor_ids)
+        encodings = found.encodings or [None] * len(texts)
+        return [
+            _Piece(text, ids[cut:], encoding)
+            for text, ids, encoding in zip(texts, found.input_ids, encodings, strict=True)
+        ]
+
+    @cached_property
+    def _anchor(self) -> str:
+        """What to put before a piece, to be cut off again: it takes the blank that some tokenizers put first.
+
+        SentencePiece-style tokenizers do, and GPT-2's with add_prefix_space. A control character, unlike a line break,
+        merges with nothing behind it.
+        """
+        word, broken = self._plain(["a", "\na"]).input_ids
+        return "" if broken[-len(word) :] == word else "\x01"
+
+    @cached_property
+    def _anchor_ids(self) -> list[int]:
+        return self._plain([self._anchor]).input_ids[0]
+
+    @cached_property
+    def _leading_ids(self) -> list[int]:
+        plain, whole = self._plain(["a"]).input_ids[0], self.tokenizer("a").input_ids
+        return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(plain)] == plain), [])
+
+    @cached_property
+    def _controls(self) -> dict[str, int]:
+        """Control strings with their ids: the special tokens, and all added ones of more than one character.
+
+        Runs of blanks are added tokens of some tokenizers (GPT-NeoX, Gemma): text, not control.
+        """
+        tokenizer = self.tokenizer
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        special |= {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        plain = {
+            text: token
+            for text, token in tokenizer.get_added_vocab().items()
+            if len(text) > 1 and text.replace("▁", " ").strip()
+        }
+        return plain | special
+
+    @cached_property
+    def _longest_control(self) -> int:
+        return max(map(len, self._controls), default=0)
+
+    @cached_property
+    def _control_strings(self) -> re.Pattern[str]:
+        longest_first = sorted(self._controls, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # the latter matches nothing
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(self._controls.values()) - {self.tokenizer.unk_token_id}  # plain text may become unknown
+
+    @cached_property
+    def _borders(self) -> FirmBorders:
+        # A normaliser may make a control string of more characters than it has.
+        return FirmBorders(self.tokenizer, margin=2 * self._longest_control)
+
+    @cached_property
+    def _tokenizer_chat(self) -> ChatMarkup:
+        return tokenizer_chat(self.tokenizer, self._control_strings)
+
+
+def _own_copy(tokenizer: Any) -> "PreTrainedTokenizerBase":
+    """A copy without padding and truncation, which looks for special tokens."""
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        inner = getattr(tokenizer, "tokenizer", None)
+        if isinstance(inner, PreTrainedTokenizerBase):
+            hint = "a processor's is processor.tokenizer"
+        else:
+            hint = "one of the tokenizers library: PreTrainedTokenizerFast(tokenizer_object=...)"
+        raise TypeError(f"tokenizer is a Hugging Face tokenizer, got {type(tokenizer).__name__}; {hint}")
+    try:
+        own = copy.deepcopy(tokenizer)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise TypeError(f"tokenizer: {type(tokenizer).__name__} cannot be copied ({what})") from error
+    own.split_special_tokens = False
+    if (backend := getattr(own, "backend_tokenizer", None)) is not None:
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = False
+    return own
+
+
+def _well_formed(text: str) -> str:
+    """Join split surrogate pairs and replace single ones, which broken JSON contains and tokenizers refuse."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

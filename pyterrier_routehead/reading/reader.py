@@ -1,0 +1,193 @@
+"""Reads head scores for candidate lists: prompts in, scores out, some lists at a time."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..common.errors import ListTooLongError
+from ..heads import Head, HeadsLike, all_heads, is_all, resolve_heads
+from ..kernel.patterns import PATTERNS, positions_taken
+from ..model.fingerprint import ModelSnapshot
+from ..model.frozen import FrozenLLM
+from ..prompt.build import Candidate, ListPrompt, PromptBuilder
+from .reading import ModelIdentity, Reading, ReadingSettings
+
+if TYPE_CHECKING:
+    from ..kernel.scores import ListScores
+    from .store import HeadScoreStore
+
+
+@dataclass(frozen=True)
+class CandidateList:
+    """A query with its candidates, best first."""
+
+    qid: str
+    query: str
+    candidates: list[Candidate]
+
+
+class ListReader:
+    """Reads some heads of a model under some settings, for the time of one call of a transformer.
+
+    What the model is, for the store and for those who are given scores, is looked at once, on first use: a loaded model
+    may have been changed since the last call.
+
+    Args:
+        llm: the frozen model.
+        heads: heads to read.
+        settings: prompt, order, document attention, truncation, calibration and filter.
+        hidden_layers: layers after which to read the mean hidden state of the query rows.
+        store: where to look scores up first and to keep what had to be read: all heads of the layers that run,
+            calibrated. Not used with ``token_filter="sum"``, which needs the attention on single tokens.
+    """
+
+    def __init__(
+        self,
+        llm: FrozenLLM,
+        heads: HeadsLike,
+        settings: ReadingSettings,
+        *,
+        hidden_layers: Sequence[int] = (),
+        store: "HeadScoreStore | None" = None,
+    ) -> None:
+        self.llm = llm
+        self._all = is_all(heads)
+        self.heads: tuple[Head, ...] = resolve_heads(heads, llm.num_layers, llm.num_heads)
+        self.settings = settings
+        self.hidden_layers = tuple(hidden_layers)
+        self.store = None if settings.token_filter == "sum" else store
+        self.pattern = PATTERNS[settings.document_attention]
+        self._builder = PromptBuilder(
+            settings.prompt,
+            llm.encoder,
+            document_order=settings.document_order,
+            numbered=self.pattern.numbered,
+            max_doc_tokens=settings.max_doc_tokens,
+        )
+
+    def with_heads(self, heads: HeadsLike) -> "ListReader":
+        """A reader of other heads, otherwise the same, for the same call."""
+        other = copy.copy(self)
+        other._all = is_all(heads)
+        other.heads = resolve_heads(heads, self.llm.num_layers, self.llm.num_heads)
+        if self.store is not None:
+            other.snapshot = self.snapshot  # taken once for all
+        return other
+
+    @cached_property
+    def snapshot(self) -> ModelSnapshot:
+        """What the model is during this call."""
+        return self.llm.snapshot()
+
+    @property
+    def reading(self) -> Reading:
+        """What the scores speak of."""
+        model = model_identity(self.llm, self.snapshot.fingerprint)
+        return Reading(model, self.heads, self.settings, self._all, self.hidden_layers)
+
+    def prompt(self, candidates: CandidateList) -> ListPrompt:
+        """The prompt of a list."""
+        return self._builder.build(candidates.query, candidates.candidates)
+
+    def length(self, prompt: ListPrompt) -> int:
+        """How many positions a prompt takes."""
+        return positions_taken(self.pattern, prompt)
+
+    def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
+        """The prompt of some candidates of a list (by number, best first), without encoding any anew."""
+        return self._builder.part(prompt, candidates)
+
+    def read(self, lists: Sequence[CandidateList], batch_size: int) -> Iterator[tuple[CandidateList, "ListScores"]]:
+        """Scores of each list, in order, ``batch_size`` lists per pass.
+
+        Raises:
+            ListTooLongError: naming the qid of a list beyond the model's context.
+        """
+        for start in range(0, len(lists), batch_size):
+            batch = lists[start : start + batch_size]
+            prompts = [self.prompt(candidates) for candidates in batch]
+            for candidates, prompt in zip(batch, prompts, strict=True):
+                self.check_length(candidates.qid, prompt)
+            yield from zip(batch, self.score(prompts), strict=True)
+
+    def score(self, prompts: Sequence[ListPrompt]) -> list["ListScores"]:
+        """Scores of some prompts: from the store, or read in one pass."""
+        if self.store is None:
+            return self._run(prompts, self.heads, self.settings.calibrate)
+        from .store import store_key
+
+        layers = max(layer for layer in (*(head.layer for head in self.heads), *self.hidden_layers)) + 1
+        stored = all_heads(layers, self.llm.num_heads)
+        keys = [store_key(self.snapshot, prompt, self.settings.document_attention) for prompt in prompts]
+        found = [self.store.get(key, layers, self.hidden_layers) for key in keys]
+        missing = [i for i, scores in enumerate(found) if scores is None]
+        read = self._run([prompts[i] for i in missing], stored, True)
+        for i, scores in zip(missing, read, strict=True):
+            self.store.put(keys[i], scores, layers)
+            found[i] = scores
+        columns = [head.layer * self.llm.num_heads + head.head for head in self.heads]
+        return [scores.of_heads(columns) for scores in found]
+
+    def _run(self, prompts: Sequence[ListPrompt], heads: Sequence[Head], calibrate: bool) -> list["ListScores"]:
+        from ..kernel.score import score_lists
+
+        if not prompts:
+            return []
+        return score_lists(
+            self.llm,
+            prompts,
+            heads,
+            document_attention=self.settings.document_attention,
+            calibrate=calibrate,
+            hidden_layers=self.hidden_layers,
+        )
+
+    def overflows(self, prompt: ListPrompt) -> bool:
+        """Whether a prompt exceeds the model's context and its list can be ranked in windows."""
+        context = self.llm.context_length
+        return self.pattern.windowed and context is not None and self.length(prompt) > context
+
+    def check_length(self, qid: str, prompt: ListPrompt) -> None:
+        """Refuse a list that the model cannot read, naming its qid.
+
+        Raises:
+            ListTooLongError: for a query that leaves no room for documents, or a list beyond the model's context.
+            UnsupportedArchitectureError: for a list so long that the model's rotary frequencies would change.
+        """
+        from ..kernel.score import check_length
+
+        self.room_for_documents(qid, prompt)
+        try:
+            check_length(self.llm, self.length(prompt))
+        except ValueError as error:
+            what = f"query {qid!r} with {len(prompt.blocks)} candidates"
+            raise type(error)(f"{what}: {error}") from None
+
+    def room_for_documents(self, qid: str, prompt: ListPrompt) -> int | None:
+        """How many positions of the model's context query and markup leave; None where no context is known.
+
+        Raises:
+            ListTooLongError: naming the qid of a query that leaves none.
+        """
+        context, alone = self.llm.context_length, self.length(replace(prompt, blocks=[]))
+        if context is not None and alone >= context:
+            raise ListTooLongError(
+                f"query {qid!r}: the query and the prompt's wording alone take {alone} tokens, but the context of "
+                f"{self.llm.name} has {context}: shorten the query"
+            )
+        return context if context is None else context - alone
+
+
+def model_identity(llm: FrozenLLM, fingerprint: tuple[str, ...] | None = None) -> ModelIdentity:
+    """Which model this is at this moment; loads it.
+
+    Args:
+        llm: the model.
+        fingerprint: its fingerprint, where it has just been taken.
+    """
+    tokenizer = str(llm.tokenizer) if isinstance(llm.tokenizer, str | Path) else None
+    fingerprint = llm.fingerprint if fingerprint is None else fingerprint
+    return ModelIdentity(llm.name, fingerprint, llm.total_layers, llm.num_heads, llm.revision, tokenizer)
