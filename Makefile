@@ -4,10 +4,11 @@ STAMP := $(VENV)/.stamp
 VENV_MIN := .venv-min
 TORCH := $(shell grep '^torch==' constraints.txt)
 # What is sensitive to the versions of other packages: models, frames, files, artifacts, loading.
-CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,architectures contract head_set loading router store transformers))
+CORE_TESTS := $(addprefix tests/model/,$(addsuffix .py,kernel/test_architectures test_contract detection/test_head_set \
+	model/test_loading routing/test_router reading/test_store ranking/test_transformers))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-min lint clean
+.PHONY: help venv demo test test-unit test-slow test-min lint clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -28,6 +29,9 @@ demo: $(STAMP)  ## re-rank BM25 on 40 SciFact queries
 
 test: lint  ## run ruff and the tests
 	$(VENV)/bin/python -m pytest
+
+test-unit: $(STAMP)  ## run the tests that need no torch, in seconds
+	$(VENV)/bin/python -m pytest tests/unit
 
 test-slow: $(STAMP)  ## run the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow

@@ -53,3 +53,14 @@ def shared_llm(shared_model, tokenizer):
     from pyterrier_routehead.model.frozen import FrozenLLM
 
     return cache(lambda architecture: FrozenLLM(shared_model(architecture), tokenizer=tokenizer))
+
+
+def pytest_collection_modifyitems(items):
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch
+
+    if not torch.accelerator.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="there is no GPU"))

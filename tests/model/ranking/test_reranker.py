@@ -26,8 +26,8 @@ from pyterrier_routehead import (
 )
 from pyterrier_routehead.reading.reader import model_identity
 from pyterrier_routehead.reading.reading import ModelIdentity
-from test_detect import LLM as NEVER_LOADED
-from test_detect import QRELS, TRAIN, TRAIN_QRELS, VALID, VALID_QRELS, same_ranking
+from test_detected import LLM as NEVER_LOADED
+from test_detected import QRELS, TRAIN, TRAIN_QRELS, VALID, VALID_QRELS, same_ranking
 from toys import byte_tokenizer, frame, toy_llm, two_queries
 
 # Heads of a random model rank no better than all of them together.
