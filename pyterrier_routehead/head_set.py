@@ -4,7 +4,6 @@ Heads are tied to the exact weights and to the way of reading, so a set says whi
 read, and on what data and by which criterion its heads were found; whoever uses it compares.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from .arguments import check_number, check_whole
 from .errors import MismatchError
 from .fingerprint import shown
 from .heads import Head, HeadsLike, all_heads, parse_heads
+from .notices import warn
 from .paths import absolute_path
 from .reading import (
     SETTING_NAMES,
@@ -312,7 +312,7 @@ class HeadSet(SharedArtifact):
         elif same := self.model.name == model.name:
             pass
         elif same := Path(model.name).is_dir():
-            warnings.warn(f"{both}, as far as their shapes tell: nothing else can be compared", stacklevel=3)
+            warn(f"{both}, as far as their shapes tell: nothing else can be compared")
         if not same:
             raise MismatchError(f"{both}; allow_mismatch=True uses it all the same")
 
