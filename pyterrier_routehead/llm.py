@@ -143,6 +143,8 @@ class FrozenLLM:
                 f"llm is a FrozenLLM, a model's name or None, got {type(llm).__name__}: "
                 "wrap a loaded model as FrozenLLM(model, tokenizer=...)"
             )
+        if isinstance(llm, str):
+            check_text("llm", llm)
         # A head set calls the default model by the name that it was found under.
         same = reuse is not None and reuse._made_by_name and (reuse.revision, reuse.tokenizer) == (revision, tokenizer)
         if same and (reuse.model == llm or (llm is not None and reuse.name == llm)):
