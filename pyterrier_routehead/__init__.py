@@ -11,7 +11,7 @@ The method, from top to bottom, is the order of the modules; each imports only f
 ``tensors``              files of float32 arrays
 ``notices``              warnings that point at the user's own line
 ``progress``             progress bars where somebody looks
-``locks``                locks that a forked process finds free
+``locks``                locks that a forked process finds free, and values computed without any
 ``splits``               training and validation queries that give nothing away about the test queries
 ``measures``             nDCG@10, by which everything is compared
 ``criteria``             how well each head ranks a judged list

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from .errors import UnsupportedArchitectureError
 from .heads import Head
+from .locks import cached_property
 from .masked import LayerAttention, causal_attention, masked_attention
 from .masks import Visibility, layer_visibility
 from .patterns import ReadingPattern

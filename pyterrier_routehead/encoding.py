@@ -9,11 +9,11 @@ import copy
 import re
 import string
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .chat import paper_chat, tokenizer_chat
 from .cutting import FirmBorders
+from .locks import cached_property
 from .template import ChatMarkup, PromptTemplate
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from .errors import ListTooLongError
 from .fingerprint import ModelSnapshot
 from .heads import Head, HeadsLike, all_heads, is_all, resolve_heads
 from .llm import FrozenLLM
+from .locks import cached_property
 from .patterns import PATTERNS, positions_taken
 from .prompt import Candidate, ListPrompt, PromptBuilder
 from .reading import ModelIdentity, Reading, ReadingSettings

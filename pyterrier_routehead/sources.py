@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from .frames import (
 )
 from .heads import HeadsLike, all_heads, is_all, parse_heads
 from .llm import FrozenLLM
+from .locks import cached_property
 from .notices import warn
 from .policy import QueryList
 from .prompt import ListPrompt
