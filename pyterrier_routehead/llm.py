@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import check_text, check_whole
 from .default_model import ModelSource, default_source, names_packaged_gguf, packaged_source
 from .errors import MismatchError, UnsupportedArchitectureError
-from .fingerprint import ModelSnapshot, layer_hashes, layer_sums, surroundings_hash
+from .fingerprint import ModelSnapshot, layer_sums, model_hashes, surroundings_hash
 from .hardware import check_device_name, dtype_name
 from .hub import as_typed
 from .loading import LoadedModel, adopt_model, load_model
@@ -255,14 +255,14 @@ class FrozenLLM:
         Of a loaded model, it is taken anew each time, for weights and adapters may have changed.
         """
         loaded = self._load()
-        return layer_hashes(loaded.layers) if loaded.live else self.snapshot().fingerprint
+        return model_hashes(loaded.decoder, loaded.layers) if loaded.live else self.snapshot().fingerprint
 
     def snapshot(self) -> ModelSnapshot:
         """What the model is at this moment; of a model by name it is taken once."""
         loaded = self._load()
         if loaded.snapshot is not None:
             return loaded.snapshot
-        fingerprint = loaded.fingerprint or layer_hashes(loaded.layers)
+        fingerprint = loaded.fingerprint or model_hashes(loaded.decoder, loaded.layers)
         kinds = getattr(loaded.decoder.config, "layer_types", None) or ()
         sums = layer_sums(loaded.layers)
         layers = zip_longest(fingerprint, sums, kinds[: len(sums)], fillvalue="")
