@@ -47,6 +47,8 @@ def parse_heads(heads: HeadsLike) -> tuple[Head, ...]:
 def _parse_head(item: object) -> Head:
     try:
         layer, head = item.strip().split("-") if isinstance(item, str) else item
+        if isinstance(layer, bool) or isinstance(head, bool):
+            raise TypeError
         named = Head(int(layer), int(head))
     except (TypeError, ValueError, AttributeError):
         raise ValueError(f"{item!r} does not name a head: give (layer, head) or 'layer-head'") from None
@@ -98,6 +100,6 @@ def describe_heads(heads: HeadsLike) -> str:
         return "'all'"
     try:
         named = parse_heads(heads)
-    except ValueError:
+    except (TypeError, ValueError):
         return "<no heads>"  # a repr must not fail
     return repr(",".join(map(str, named))) if len(named) <= 3 else f"<{len(named)} heads>"

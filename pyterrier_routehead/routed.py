@@ -59,7 +59,8 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
 
     Args:
         router: instead of ``fit``: a :class:`HeadRouter`, or the name of one (:func:`available`); without ``llm``, its
-            model is loaded.
+            model is loaded. What only ``fit`` uses then has no effect: ``pool_size``, ``max_layer``, ``labels``,
+            ``layer``, ``pooling``, ``source``, ``evidence``, ``hold_out``, ``training``, ``seed``, ``detection_data``.
         pool_size: how many heads are screened into the pool (K).
         max_heads: the largest number of heads a query (P). None, here as for the arguments from ``threshold`` to
             ``unsure``, means what the router was made with, and in ``fit`` the value in brackets (8). A value that is
@@ -151,14 +152,17 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         selection = self._selection(router.selection)
         if selection != router.selection:
             router = router.with_selection(selection)
-        learnt_with = router.report.get("first stage's weight", self.first_stage_weight)
-        if router.standardises and learnt_with != self.first_stage_weight:
-            warn(
-                f"the router's weights were learnt for first_stage_weight={learnt_with:g}, not "
-                f"{self.first_stage_weight:g}"
-            )
         bundled = isinstance(self.router, str) and is_bundled("route", self.router)
         return RoutedHeads(router, bundled, self.allow_mismatch)
+
+    def _warn_of(self, policy: HeadPolicy) -> None:
+        if isinstance(policy, RoutedHeads) and policy.router.standardises:
+            learnt_with = policy.router.report.get("first stage's weight", self.first_stage_weight)
+            if learnt_with != self.first_stage_weight:
+                warn(
+                    f"the router's weights were learnt for first_stage_weight={learnt_with:g}, not "
+                    f"{self.first_stage_weight:g}"
+                )
 
     def _used_router(self, document_attention: str) -> HeadRouter | None:
         """The router that was given, named or fitted."""
@@ -197,6 +201,8 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             check_flag(name, getattr(self, name))
         if self.router is not None and not isinstance(self.router, HeadRouter | str):
             raise TypeError(f"router is a HeadRouter, the name of one or None, got {type(self.router).__name__}")
+        if isinstance(self.router, str):
+            check_text("router", self.router)
         settings = super()._check()
         router = self._used_router(self.document_attention or DEFAULT_PATTERN)
         selection = self._selection(None if router is None else router.selection)
@@ -238,13 +244,15 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             raise ValueError("RouteHeadReranker was given a router: leave it out to train one")
         for name in ("router_", "labels_", "left_out_", "report_"):
             self.__dict__.pop(name, None)
-        self._check()
+        settings = self._check()
         check_parts(topics_or_res_tr, topics_or_res_va, qrels_va)
         frames = [topics_or_res_tr] if topics_or_res_va is None else [topics_or_res_tr, topics_or_res_va]
         if self.source == "tail" and not all("hidden_state" in frame.columns for frame in frames):
             raise ValueError("source='tail' needs the column 'hidden_state': fit behind an AttentionHeadScorer")
+        criterion = get_criterion("ndcg@10")
+        check_calibration([criterion], settings)
         selection = self._selection()
-        settings = TrainingSettings.of(self.training, seed=self.seed, by_logits=selection.by_logits)
+        training = TrainingSettings.of(self.training, seed=self.seed, by_logits=selection.by_logits)
         source, judged = self._judged(topics_or_res_tr, qrels_tr, "training")
         if topics_or_res_va is None:
             held_source, (held, lists) = source, self._held_out(judged.lists)
@@ -254,7 +262,6 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             held, lists = valid.lists, judged.lists
         if len(lists) < 2:
             raise ValueError(f"{len(lists)} training lists tell something about heads: too few to learn from")
-        criterion = get_criterion("ndcg@10")
         screened = ranked_heads(
             criterion,
             replace(judged, lists=lists),
@@ -273,7 +280,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             recipe=self.labels,
             max_heads=selection.max_heads,
             selection=selection,
-            settings=settings,
+            settings=training,
             evidence=self.evidence,
             first_stage_weight=self.first_stage_weight,
             left_out=judged.left_out,

@@ -137,12 +137,6 @@ class AttentionHeadScorer(ReadsLists):
         asked = {"head_scores_raw": self.raw, "features": self.features, "hidden_state": len(self._layers()) > 0}
         return ["head_scores", "head_reading", *(name for name, wanted in asked.items() if wanted)]
 
-    def _chosen(self) -> tuple[HeadsLike, HeadSet | None]:
-        """The heads to read, and the set that they are of, if any."""
-        if isinstance(self.heads, HeadSet):
-            return self.heads.ranking.heads, self.heads
-        return self.heads, None
-
     def _layers(self) -> tuple[int, ...]:
         layers = self.hidden_layers
         if layers is None:

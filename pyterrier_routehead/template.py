@@ -12,7 +12,10 @@ span) and which tokens of the end are read (the query rows). Templates are value
 with :func:`dataclasses.replace`.
 """
 
+import numbers
+import re
 from dataclasses import dataclass, replace
+from string import Formatter
 from typing import Literal
 
 
@@ -27,6 +30,11 @@ class ChatMarkup:
 
     prefix: str
     suffix: str
+
+    def __post_init__(self) -> None:
+        for name in ("prefix", "suffix"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} is a string, got {getattr(self, name)!r}")
 
 
 FIND_INSTRUCTION = "Please find information that are relevant to the following query in the paragraphs above."
@@ -68,22 +76,49 @@ class PromptTemplate:
     null_query: str = "N/A"
 
     def __post_init__(self) -> None:
+        for name in ("name", "introduction", "document_tag", "block_tag", "instruction", "query_label", "null_query"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} is a string, got {getattr(self, name)!r}")
+        if not isinstance(self.separator, str | None):
+            raise TypeError(f"separator is a string or None, got {self.separator!r}")
         if "{number}" in self.block_tag:
             raise ValueError(f"block_tag is the same for all documents, got {self.block_tag!r}")
+        if not isinstance(self.span, str):
+            raise TypeError(f"span is 'document' or 'text', got {self.span!r}")
         if self.span not in ("document", "text"):
             raise ValueError(f"span is 'document' or 'text', got {self.span!r}")
-        if self.chat not in ("tokenizer", "paper") and not isinstance(self.chat, ChatMarkup):
-            raise ValueError(f"chat is 'tokenizer', 'paper' or a ChatMarkup, got {self.chat!r}")
-        try:
-            self.document_tag.format(number=1)
-        except (LookupError, ValueError):
-            raise ValueError(f"document_tag has no field but {{number}}, got {self.document_tag!r}") from None
+        if not isinstance(self.chat, ChatMarkup) and self.chat not in ("tokenizer", "paper"):
+            kind = ValueError if isinstance(self.chat, str) else TypeError
+            raise kind(f"chat is 'tokenizer', 'paper' or a ChatMarkup, got {self.chat!r}")
+        _check_tag(self.document_tag)
         for name in ("span_overhang", "suffix_rows"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} counts tokens, got {getattr(self, name)!r}")
+            count = getattr(self, name)
+            if name == "suffix_rows" and count is None:
+                continue
+            if isinstance(count, bool) or not isinstance(count, numbers.Integral):
+                raise TypeError(f"{name} counts tokens, got {count!r}")
+            if count < 0:
+                raise ValueError(f"{name} counts tokens, got {count!r}")
 
     def __str__(self) -> str:
         return self.name
+
+
+_NUMBER_FORMAT = re.compile(r"(.?[<>=^])?[-+ ]?0?\d{0,2}d?")
+"""How a number may be laid out: not in ever so many characters."""
+
+
+def _check_tag(tag: str) -> None:
+    """Refuse a tag with another field than the document's number, without filling one in."""
+    try:
+        fields = [part[1:] for part in Formatter().parse(tag) if part[1] is not None]
+    except ValueError:
+        fields = None
+    if fields is None or any(
+        name != "number" or conversion or not _NUMBER_FORMAT.fullmatch(layout)
+        for name, layout, conversion in fields
+    ):
+        raise ValueError(f"document_tag has no field but {{number}}, got {tag!r:.200}; its width is below 100")
 
 
 PAPER_CHAT: dict[str, ChatMarkup] = {

@@ -4,7 +4,6 @@ Heads are tied to the exact weights and to the way of reading, so a set says whi
 read, and on what data and by which criterion its heads were found; whoever uses it compares.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyterrier as pt
 
 from ..common.arguments import check_number, check_whole
 from ..common.errors import MismatchError
+from ..common.notices import warn
 from ..common.paths import absolute_path
 from ..common.saving import FORMAT, as_plain, check_format, load_description, readable, save_artifact
 from ..common.schema import LATER, typed
@@ -312,7 +312,7 @@ class HeadSet(SharedArtifact):
         elif same := self.model.name == model.name:
             pass
         elif same := Path(model.name).is_dir():
-            warnings.warn(f"{both}, as far as their shapes tell: nothing else can be compared", stacklevel=3)
+            warn(f"{both}, as far as their shapes tell: nothing else can be compared")
         if not same:
             raise MismatchError(f"{both}; allow_mismatch=True uses it all the same")
 

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..common.errors import UnsupportedArchitectureError
+from ..common.locks import cached_property
 from ..heads import Head
 from ..prompt.build import ListPrompt
 from .aggregate import DocumentTokens

@@ -41,6 +41,13 @@ def settings_in_effect(module: "torch.nn.Module") -> list[str]:
     return said
 
 
+def adapters_in_effect(module: "torch.nn.Module") -> bool:
+    """Whether any adapter changes what this module computes."""
+    return any(
+        (_is_tuner(part) or _is_saved_copy(part)) and bool(_in_effect(part)) for part in module.modules()
+    )
+
+
 def refuse_pending_unmerge(modules: "Iterable[torch.nn.Module]") -> None:
     """Refuse adapters that the next forward, whoever calls it, would take out of the weights.
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_ROPE = ("rope_parameters", "rope_scaling")
 _OWN_ROPE = ("rope_theta", "partial_rotary_factor")
 """Rotary parameters of the model itself, which stay when only its scaling is given."""
 
@@ -54,7 +55,7 @@ def effective_config(
         )
     text_config = config.get_text_config(decoder=True)
     # The scaling of positions refers to the length before any change to it.
-    for name in sorted(set(rest) - {"quantization_config"}, key=lambda name: name != "rope_parameters"):
+    for name in sorted(set(rest) - {"quantization_config"}, key=lambda name: name not in _ROPE):
         holder = next((one for one in (config, text_config) if hasattr(one, name)), None)
         if holder is not None:
             _override(holder, name, rest.pop(name))
@@ -64,6 +65,8 @@ def effective_config(
 def _override(config: "PreTrainedConfig", name: str, value: object) -> None:
     from transformers import PreTrainedConfig
 
+    if name == "rope_scaling" and hasattr(config, "rope_parameters"):
+        name = "rope_parameters"  # what it was called before transformers 5
     before = getattr(config, name)
     if isinstance(before, PreTrainedConfig) and isinstance(value, Mapping):
         value = type(before)(**{**before.to_dict(), **value})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .adapters import settings_in_effect, weights_in_effect
+from .adapters import adapters_in_effect, settings_in_effect, weights_in_effect
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +70,16 @@ def layer_hashes(layers: "Iterable[torch.nn.Module]") -> tuple[str, ...]:
             digest.update(setting.encode())
         hashes.append(digest.hexdigest()[:8])
     return tuple(hashes)
+
+
+def model_hashes(decoder: "torch.nn.Module", layers: "torch.nn.ModuleList") -> tuple[str, ...]:
+    """:func:`layer_hashes`, of which the first speaks of adapters on the embeddings too, where any are in effect."""
+    hashes = layer_hashes(layers)
+    adapted = [module for module in _around(decoder, layers) if adapters_in_effect(module)]
+    if not adapted:
+        return hashes
+    whole = "".join((hashes[0], *layer_hashes(adapted)))
+    return (hashlib.sha256(whole.encode()).hexdigest()[:8], *hashes[1:])
 
 
 def layer_sums(layers: "Iterable[torch.nn.Module]") -> tuple[str, ...]:
@@ -155,13 +165,18 @@ def surroundings_hash(decoder: "torch.nn.Module", layers: "torch.nn.Module") -> 
         layers: its stack of layers, which is left out, as is the norm behind it.
     """
     config = {name: value for name, value in decoder.config.to_dict().items() if name not in _NO_MATTER}
-    around = [
+    around = _around(decoder, layers)
+    said = json.dumps(config, sort_keys=True, default=str) + "".join((*layer_hashes(around), *layer_sums(around)))
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
+
+
+def _around(decoder: "torch.nn.Module", layers: "torch.nn.Module") -> "list[torch.nn.Module]":
+    """The decoder's modules with weights that the layers depend on."""
+    return [
         module
         for name, module in decoder.named_children()
         if module is not layers and name not in _AFTER_THE_LAYERS and weights_in_effect(module)
     ]
-    said = json.dumps(config, sort_keys=True, default=str) + "".join((*layer_hashes(around), *layer_sums(around)))
-    return hashlib.sha256(said.encode()).hexdigest()[:8]
 
 
 def same_weights(one: Sequence[str], other: Sequence[str]) -> bool:

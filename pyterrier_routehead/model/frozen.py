@@ -13,7 +13,7 @@ from ..common.errors import MismatchError, UnsupportedArchitectureError
 from ..common.locks import new_lock
 from .accepted import check_loaded_model, check_model_kwargs, check_tokenizer
 from .default import ModelSource, default_source, names_packaged_gguf, packaged_source
-from .fingerprint import ModelSnapshot, layer_hashes, layer_sums, surroundings_hash
+from .fingerprint import ModelSnapshot, layer_sums, model_hashes, surroundings_hash
 from .hardware import check_device_name, dtype_name
 from .hub import as_typed
 from .loading import LoadedModel, adopt_model, load_model
@@ -143,6 +143,8 @@ class FrozenLLM:
                 f"llm is a FrozenLLM, a model's name or None, got {type(llm).__name__}: "
                 "wrap a loaded model as FrozenLLM(model, tokenizer=...)"
             )
+        if isinstance(llm, str):
+            check_text("llm", llm)
         # A head set calls the default model by the name that it was found under.
         same = reuse is not None and reuse._made_by_name and (reuse.revision, reuse.tokenizer) == (revision, tokenizer)
         if same and (reuse.model == llm or (llm is not None and reuse.name == llm)):
@@ -253,14 +255,14 @@ class FrozenLLM:
         Of a loaded model, it is taken anew each time, for weights and adapters may have changed.
         """
         loaded = self._load()
-        return layer_hashes(loaded.layers) if loaded.live else self.snapshot().fingerprint
+        return model_hashes(loaded.decoder, loaded.layers) if loaded.live else self.snapshot().fingerprint
 
     def snapshot(self) -> ModelSnapshot:
         """What the model is at this moment; of a model by name it is taken once."""
         loaded = self._load()
         if loaded.snapshot is not None:
             return loaded.snapshot
-        fingerprint = loaded.fingerprint or layer_hashes(loaded.layers)
+        fingerprint = loaded.fingerprint or model_hashes(loaded.decoder, loaded.layers)
         kinds = getattr(loaded.decoder.config, "layer_types", None) or ()
         sums = layer_sums(loaded.layers)
         layers = zip_longest(fingerprint, sums, kinds[: len(sums)], fillvalue="")

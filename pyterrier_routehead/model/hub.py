@@ -99,6 +99,13 @@ def short_errors(place: Place, *also: type[Exception]) -> Iterator[None]:
         trust = "trust_remote_code" in str(error)
         hint = "; if you trust it: model_kwargs={'trust_remote_code': True}" if trust else ""
         raise ValueError(f"{place.what} cannot be loaded: {_in_short(error)}{hint}") from None
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"{place.what} cannot be loaded: its weights have other shapes than its configuration says; are there "
+            "values in model_kwargs that change shapes?"
+        ) from None
 
 
 def _check_gguf(file: Path, place: Place) -> None:

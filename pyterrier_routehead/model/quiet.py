@@ -1,26 +1,41 @@
-"""Keeps transformers' load reports and progress bars out of a user's output while a model is loaded."""
+"""Keeps transformers' load reports and bars out of a user's output while a model is loaded; downloads show theirs."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from ..common.locks import new_lock
+from ..common.progress import shows_progress
+
+
+class _Shown(NamedTuple):
+    """Settings of transformers and of the hub's client."""
+
+    verbosity: int
+    bars: bool
+    download_bars: bool
+
 
 _lock = new_lock()
 _inside = 0
-_before: tuple[int, bool] = (0, True)
+_before: _Shown | None = None
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Only errors of transformers are shown inside; its settings are restored when the last thread leaves."""
+    """Only errors of transformers are shown inside; its settings are restored when the last thread leaves.
+
+    The hub's bars, of downloads that may take gigabytes, are shown where bars are and they were not switched off.
+    """
     from transformers.utils import logging
 
     global _inside, _before
     with _lock:
         if _inside == 0:
-            _before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-            logging.set_verbosity_error()
-            logging.disable_progress_bar()
+            _before = _shown()
+            downloads = _before.download_bars and shows_progress(None)
+            _show(_Shown(logging.ERROR, bars=False, download_bars=downloads))
         _inside += 1
     try:
         yield
@@ -28,6 +43,24 @@ def quiet_transformers() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                logging.set_verbosity(_before[0])
-                if _before[1]:
-                    logging.enable_progress_bar()
+                _show(_before)
+
+
+def _shown() -> _Shown:
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    return _Shown(logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled())
+
+
+def _show(settings: _Shown) -> None:
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity(settings.verbosity)
+    with warnings.catch_warnings():
+        # Where HF_HUB_DISABLE_PROGRESS_BARS decides, the hub's client warns of each try to set them.
+        warnings.simplefilter("ignore")
+        # transformers' switch turns the hub's as well, which therefore comes second.
+        (logging.enable_progress_bar if settings.bars else logging.disable_progress_bar)()
+        (enable_progress_bars if settings.download_bars else disable_progress_bars)()

@@ -13,8 +13,9 @@ are read whole.
 
 import unicodedata
 from bisect import bisect_left
-from functools import cached_property
 from typing import TYPE_CHECKING
+
+from ..common.locks import cached_property
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

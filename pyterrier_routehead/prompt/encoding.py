@@ -9,9 +9,9 @@ import copy
 import re
 import string
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..common.locks import cached_property
 from ..template import ChatMarkup, PromptTemplate
 from .chat import paper_chat, tokenizer_chat
 from .cutting import FirmBorders

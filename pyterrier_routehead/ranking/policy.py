@@ -14,7 +14,7 @@ from ..kernel.patterns import DEFAULT_PATTERN
 from ..routing.evidence import list_evidence
 from ..routing.router import HeadRouter
 from ..routing.state import QueryState
-from .registry import is_bundled, named_heads
+from .registry import is_bundled, named_heads, names
 
 _NAMED = re.compile(r"(core|qr)-(.*[a-z].*)")
 
@@ -145,6 +145,8 @@ class FixedHeads:
             method, name = named.groups()
             heads, bundled = named_heads(method, name, document_attention), is_bundled(method, name)
         if not isinstance(heads, HeadSet):
+            if isinstance(heads, str) and (meant := _with_method(heads)):
+                raise ValueError(f"{heads!r} is given with its method: {' or '.join(map(repr, meant))}")
             return cls(heads if is_all(heads) else parse_heads(heads))
         ranking = heads.ranking
         return cls(ranking.heads, ranking, bundled, allow_mismatch)
@@ -255,6 +257,11 @@ class Unfitted:
     def refine(self, choice: Choice, own: QueryList, vectors: np.ndarray) -> Choice:
         """Refused."""
         raise NotFittedError(self.message)
+
+
+def _with_method(name: str) -> list[str]:
+    """The head sets that a model's name without a method may mean."""
+    return [f"{method}-{name}" for method in ("core", "qr") if name in names(method)]
 
 
 def shown_heads(heads: HeadsLike | HeadSet) -> str:

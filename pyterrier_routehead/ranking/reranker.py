@@ -63,6 +63,9 @@ class HeadReranker(ReadsLists):
         """Which heads rank lists that are read in this pattern."""
         raise NotImplementedError
 
+    def _warn_of(self, policy: HeadPolicy) -> None:
+        """Warn of what may be a mistake, once there is something to rank."""
+
     def _check(self) -> ReadingSettings:
         check_number("first_stage_weight", self.first_stage_weight)
         return super()._check()
@@ -76,6 +79,7 @@ class HeadReranker(ReadsLists):
         if len(inp):
             if isinstance(policy, Unfitted):
                 raise NotFittedError(policy.message)
+            self._warn_of(policy)
             lists = source.lists(self.depth, query=policy.needs_query, first_stage=self._weighs(policy))
             ranked = rank(lists, source, policy, first_stage_weight=self.first_stage_weight)
             for one in with_progress(ranked, total=len(lists), desc=str(self), verbose=self.verbose):

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from ..common.errors import ListTooLongError
+from ..common.locks import cached_property
 from ..common.notices import warn
 from ..heads import HeadsLike, all_heads, is_all, parse_heads
 from ..model.fingerprint import ModelSnapshot

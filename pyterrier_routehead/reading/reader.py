@@ -3,11 +3,11 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import ListTooLongError
+from ..common.locks import cached_property
 from ..heads import Head, HeadsLike, all_heads, is_all, resolve_heads
 from ..kernel.patterns import PATTERNS, positions_taken
 from ..model.fingerprint import ModelSnapshot

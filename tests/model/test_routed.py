@@ -1283,3 +1283,20 @@ def test_a_router_without_any_weight_ranks_text_too(llm, scored):
 def test_remembered_embeddings_hold_no_more_than_themselves(llm):
     state = embed_query(llm, "some words " * 20, QueryState(1, "last"))
     assert state.base is None or state.base.untyped_storage().nbytes() == state.nbytes
+
+
+def test_fit_refuses_uncalibrated_scores_before_a_model_is_loaded():
+    with pytest.raises(ValueError, match="'ndcg@10' is on calibrated scores, but calibrate=False"):
+        RouteHeadReranker(llm=LLM, calibrate=False).fit(TRAIN, TRAIN_QRELS)
+
+
+def test_a_first_stage_weight_unlike_the_learnt_one_warns_once_something_is_ranked(llm, scored):
+    reranker = RouteHeadReranker(llm=llm, weighting="logit", first_stage_weight=0.5, **SMALL)
+    reranker.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
+    reranker.first_stage_weight = 2.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(reranker(TRAIN.iloc[:0])) == 0
+        pt.inspect.transformer_outputs(reranker, list(TRAIN.columns))
+    with pytest.warns(UserWarning, match="were learnt for first_stage_weight=0.5, not 2"):
+        reranker(scored["valid"])

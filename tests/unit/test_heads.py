@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pyterrier_routehead import StaticHeadReranker
 from pyterrier_routehead.heads import Head, describe_heads, layers_needed, parse_heads, resolve_heads
 
 
@@ -39,3 +40,14 @@ def test_descriptions_stay_short():
     assert describe_heads("all") == "'all'"
     assert describe_heads([(1, 2)]) == "'1-2'"
     assert describe_heads([(0, i) for i in range(40)]) == "<40 heads>"
+
+
+def test_f23_flags_are_no_numbers_of_heads():
+    with pytest.raises(ValueError, match=r"\(True, 1\) does not name a head"):
+        parse_heads([(True, 1)])
+
+
+def test_a_repr_holds_whatever_was_set():
+    reranker = StaticHeadReranker("1-1")
+    reranker.heads = 5
+    assert repr(reranker) == "StaticHeadReranker(<no heads>)"

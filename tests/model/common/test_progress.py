@@ -1,14 +1,20 @@
 """Progress bars: where they were asked for, or where somebody watches and it takes long."""
 
+import os
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from transformers.utils import logging
 
 from pyterrier_routehead import AttentionHeadScorer, CoReHeadReranker, ICRReranker, QRHeadReranker
 from pyterrier_routehead.common import progress
 from pyterrier_routehead.common.progress import shows_progress, with_progress
+from pyterrier_routehead.model import quiet
+from pyterrier_routehead.model.quiet import quiet_transformers
 from test_detected import TRAIN, TRAIN_QRELS, VALID, VALID_QRELS
 from toys import toy_llm, two_queries
 
@@ -111,3 +117,28 @@ def test_f23_verbose_is_a_flag(transformer):
     for wrong in ("yes", 1, 0):
         with pytest.raises(TypeError, match=f"verbose is True or False, got {wrong!r}"):
             transformer(verbose=wrong)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_f24_downloads_show_their_bars_where_bars_are_shown(monkeypatch, terminal, wanted):
+    monkeypatch.setattr(quiet, "shows_progress", lambda verbose: terminal)
+    (enable_progress_bars if wanted else disable_progress_bars)()
+    try:
+        with quiet_transformers(), quiet_transformers():
+            assert not logging.is_progress_bar_enabled()
+            assert are_progress_bars_disabled() == (not (wanted and terminal))
+        assert logging.is_progress_bar_enabled()
+        assert are_progress_bars_disabled() == (not wanted)
+    finally:
+        enable_progress_bars()
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_bars_that_the_environment_decides_on_are_no_reason_for_a_warning(value):
+    code = "from pyterrier_routehead.model.quiet import quiet_transformers\nwith quiet_transformers(): pass"
+    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": value}
+    run = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr

@@ -40,6 +40,8 @@ from pyterrier_routehead import (
     paper_settings,
     published_heads,
 )
+from pyterrier_routehead.ranking.options import check_model
+from pyterrier_routehead.ranking.policy import FixedHeads
 from pyterrier_routehead.reading.reader import model_identity
 from pyterrier_routehead.reading.reading import ModelIdentity
 from tiny import tiny_model
@@ -685,8 +687,10 @@ def test_without_weights_the_id_decides(tmp_path):
 def test_without_weights_a_local_folder_is_used_with_a_warning(tmp_path):
     own = some_set(model=replace(MODEL, fingerprint=()))
     local = replace(MODEL, name=str(tmp_path))
-    with pytest.warns(UserWarning, match=rf"for org/model \(.*, not for {tmp_path} .*shapes"):
-        own.check_model(local)
+    for check in (own.check_model, partial(check_model, FixedHeads.of(own))):  # called by us one step deeper
+        with pytest.warns(UserWarning, match=rf"for org/model \(.*, not for {tmp_path} .*shapes") as told:
+            check(local)
+        assert told[0].filename == __file__, "f31: at the user's line, however deep it is found"
     own.check_model(local, allow_mismatch=True)  # what was asked for needs no warning
     some_set().check_model(local)  # the weights are known
 

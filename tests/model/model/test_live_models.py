@@ -472,6 +472,27 @@ def test_f3_other_kinds_of_adapters(peft, kind):
     assert_equal(scores(llm), own)
 
 
+@pytest.mark.parametrize("where", ["adapters", "copies"])
+def test_f3_frames_know_adapters_on_the_embeddings_alone(peft, where):
+    on_embeddings = {"target_modules": ["embed_tokens"]}
+    elsewhere = {"target_modules": ["lm_head"], "modules_to_save": ["embed_tokens"]}
+    config = peft.LoraConfig(r=2, init_lora_weights=False, **(on_embeddings if where == "adapters" else elsewhere))
+    model = peft.get_peft_model(tiny_model("Llama", causal_lm=True, **CONTEXT), config)
+    model.add_adapter("other", config)
+    for name, weight in model.named_parameters():
+        if "modules_to_save.other" in name:
+            weight.data.neg_()
+    model.eval()
+    llm, base = frozen(model), frozen(tiny_model("Llama", causal_lm=True, **CONTEXT))
+    framed = AttentionHeadScorer(llm=llm)(two_queries())
+    ICRReranker(llm=llm)(framed)
+    model.set_adapter("other")
+    with pytest.raises(MismatchError):
+        ICRReranker(llm=llm)(framed)
+    with model.disable_adapter():
+        assert identity(llm) == identity(base)
+
+
 def test_f3_adapters_that_add_tokens_are_refused(peft):
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = peft.get_peft_model(tiny_model("Llama", causal_lm=True), config)

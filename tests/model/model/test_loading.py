@@ -107,6 +107,18 @@ def test_f9_what_nobody_knows_is_refused_by_name(folder):
             FrozenLLM(folder, max_layers=max_layers, model_kwargs={"rope_parameter": YARN}).load()
 
 
+def test_f15_rope_scaling_is_an_earlier_name_of_rope_parameters(folder):
+    one, other = ({name: YARN, "max_position_embeddings": 4096} for name in ("rope_scaling", "rope_parameters"))
+    found, expected = (FrozenLLM(folder, dtype="fp32", model_kwargs=kwargs) for kwargs in (one, other))
+    np.testing.assert_array_equal(scores(found), scores(expected))
+
+
+@pytest.mark.parametrize("value", ["head_dim", "intermediate_size"])
+def test_f18_values_that_the_weights_do_not_fit_are_refused_naming_the_model(folder, value):
+    with pytest.raises(ValueError, match=rf"{folder} cannot be loaded: its weights have other shapes than its conf"):
+        FrozenLLM(folder, model_kwargs={value: 6}).load()
+
+
 @pytest.mark.parametrize("max_layers", [None, 2])
 def test_f15_values_of_the_configuration_go_with_any_number_of_layers(folder, max_layers):
     kwargs = {"rope_parameters": YARN, "max_position_embeddings": 4096}

@@ -18,7 +18,7 @@ from pyterrier_routehead.kernel.score import score_lists
 from pyterrier_routehead.routing.state import QueryState, embed_query
 from test_architectures import bitwise_equal, snapshot, weights
 from tiny import HEADS, LAYERS, random_prompt, tiny_model
-from toys import byte_tokenizer, frame
+from toys import byte_tokenizer, frame, two_queries
 
 ALL = all_heads(LAYERS, HEADS)
 LISTS = [
@@ -182,6 +182,27 @@ def test_f41_a_process_forked_while_a_model_is_loaded_loads_it():
         return llm.num_heads == HEADS and score_lists(llm, LISTS[:1], ALL)[0].raw.any()
 
     assert stop.while_stopped(llm.load, lambda: outcome_in_a_fork(load)) == 0
+
+
+@forked
+@pytest.mark.usefixtures("one_thread")
+def test_f41_a_process_forked_while_a_reranker_opens_its_model_ranks():
+    models = (tiny_model("Llama", max_position_embeddings=4096) for _ in range(2))
+    llm, other = (FrozenLLM(model, tokenizer=byte_tokenizer()) for model in models)
+    stop = Stop()
+    hook = llm.model.layers[1].register_forward_pre_hook(stop)
+    inp = two_queries().iloc[:2]
+
+    def rank():
+        hook.remove()
+        return len(ICRReranker(llm=llm)(inp)) == len(inp)
+
+    def elsewhere():
+        with ThreadPoolExecutor(1) as pool:  # meanwhile another model can be opened, too
+            assert len(pool.submit(ICRReranker(llm=other), inp).result(timeout=20)) == len(inp)
+        return outcome_in_a_fork(rank, seconds=10)
+
+    assert stop.while_stopped(lambda: ICRReranker(llm=llm)(inp), elsewhere) == 0
 
 
 @forked

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import string
+import tracemalloc
 from functools import cache
 
 import pytest
@@ -390,10 +391,12 @@ def test_spans_of_a_document_that_imitates_a_prompt():
         ({"block_tag": "[{number}]"}, r"block_tag is the same for all documents, got '\[\{number\}\]'"),
         ({"span": "tag"}, "span is 'document' or 'text', got 'tag'"),
         ({"chat": "llama"}, "chat is 'tokenizer', 'paper' or a ChatMarkup, got 'llama'"),
-        ({"chat": ("a", "b")}, r"a ChatMarkup, got \('a', 'b'\)"),
         ({"document_tag": "[{n}]"}, r"document_tag has no field but \{number\}, got '\[\{n\}\]'"),
         ({"document_tag": "{}"}, r"document_tag has no field but \{number\}, got '\{\}'"),
         ({"document_tag": "{number"}, "document_tag has no field but"),
+        ({"document_tag": "{number.real}"}, "document_tag has no field but"),
+        ({"document_tag": "{number!r}"}, "document_tag has no field but"),
+        ({"document_tag": "{number:{number}}"}, "document_tag has no field but"),
         ({"span_overhang": -1}, "span_overhang counts tokens, got -1"),
         ({"suffix_rows": -2}, "suffix_rows counts tokens, got -2"),
     ],
@@ -403,6 +406,38 @@ def test_what_a_template_cannot_be(change, message):
         PromptTemplate("mine", **change)
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(DEFAULT_TEMPLATE, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"introduction": None}, "introduction is a string, got None"),
+        ({"document_tag": 1}, "document_tag is a string, got 1"),
+        ({"null_query": b"N/A"}, "null_query is a string, got b'N/A'"),
+        ({"separator": 1}, "separator is a string or None, got 1"),
+        ({"span": None}, "span is 'document' or 'text', got None"),
+        ({"chat": ("a", "b")}, r"a ChatMarkup, got \('a', 'b'\)"),
+        ({"span_overhang": None}, "span_overhang counts tokens, got None"),
+        ({"suffix_rows": "1"}, "suffix_rows counts tokens, got '1'"),
+    ],
+)
+def test_f23_wrong_types_in_a_template_are_refused_by_name(change, message):
+    with pytest.raises(TypeError, match=message):
+        PromptTemplate("mine", **change)
+    with pytest.raises(TypeError, match="suffix is a string, got None"):
+        ChatMarkup("a", None)
+
+
+def test_f44_a_tag_of_any_width_is_refused_without_being_written():
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="its width is below 100"):
+            PromptTemplate("mine", document_tag="{number:>100000000}")
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+    assert PromptTemplate("mine", document_tag="{number:>99}").document_tag.format(number=1) == " " * 98 + "1"
+    assert PromptTemplate("mine", document_tag="{number:02d}").document_tag.format(number=1) == "01"
 
 
 def test_templates_are_values():
