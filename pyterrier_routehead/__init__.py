@@ -13,7 +13,27 @@ The method:
 Where to read on: ``kernel.score`` first, which is the method in one function; then ``ranking.rank``. The folders in the
 order of the method, and the files beside them; each imports only from those above it:
 
-==============  =================================================================================================
+==============  ========================================================================================================
+``version``     the package's version
+``common``      what every folder may use: errors, checks of arguments, files
+``evaluation``  how rankings are compared, and on which queries
+``heads``       a head is a (layer, head) pair, written ``"layer-head"``
+``template``    how a list is put to the model: prompt templates and the papers' presets
+``prompt``      a query and its candidates as token ids
+``kernel``      from token ids to head scores
+``model``       the frozen LLM
+``reading``     head scores with what they speak of, and their store
+``detection``   which heads rank well over all queries
+``routing``     which heads suit a query
+``ranking``     from frames to rankings
+``fitting``     what ``fit`` learns from judged lists
+``plots``       heat maps and overlaps of head sets, and how training went
+``scorer``      `AttentionHeadScorer`: head scores as a column
+``static``      `StaticHeadReranker` and `ICRReranker`
+``detected``    `CoReHeadReranker` and `QRHeadReranker`: heads found by ``fit``
+``routed``      `RouteHeadReranker`: heads chosen for every query
+==============  ========================================================================================================
+
 Importing the package loads neither torch nor transformers: they come with the first use of a model.
 """
 
