@@ -25,11 +25,13 @@ from scipy import stats
 from oracles import ceilings, judged_lists, label_quality, pool_of
 from pyterrier_routehead import (
     CoReHeadReranker,
+    Extensions,
     FrozenLLM,
     HeadScoreStore,
     ICRReranker,
     QRHeadReranker,
     RouteHeadReranker,
+    RouterTraining,
 )
 from pyterrier_routehead.common.standard import standardised
 from testbed import (
@@ -64,21 +66,22 @@ KS = [1, 4, 8, 16]
 TEMPERATURES = [0.1, 0.01, 0.001]
 SEEDS = (0, 1, 2)
 WEIGHTS = {"": 0.0, " + BM25": 1.0}
-WHOLE_POOL = {"weighting": "logit", "pool_size": 10_000}
+WHOLE_POOL = {"extensions": Extensions(weighting="logit"), "pool_size": 10_000}
+SEEING_THE_LIST = {**WHOLE_POOL, "extensions": Extensions(weighting="logit", evidence=True)}
 BY_UTILITY = {
-    "labels": "utility", "min_heads": 8,
-    "training": {"start": "ridge", "balance": 1.0, "sparsity": 0.0, "learning_rate": 3e-4},
+    "labels": "utility", "extensions": Extensions(min_heads=8),
+    "training": RouterTraining(start="ridge", balance=1.0, sparsity=0.0, learning_rate=3e-4),
 }
 ROUTED = {
     "RouteHead, searched labels": {"labels": "search"},
     "RouteHead": {},
     "RouteHead, utility labels": BY_UTILITY,
-    "RouteHead, evidence": {"evidence": True},
+    "RouteHead, evidence": {"extensions": Extensions(evidence=True)},
     "RouteHead, logits": WHOLE_POOL,
-    "RouteHead, logits, evidence": {**WHOLE_POOL, "evidence": True},
+    "RouteHead, logits, evidence": SEEING_THE_LIST,
 }
 # The same sum of weighted heads, but the query has no say: what routing must be told apart from.
-UNROUTED = {"weights without routing": {**WHOLE_POOL, "training": {"query_ridge": 1e6}}}
+UNROUTED = {"weights without routing": {**WHOLE_POOL, "training": RouterTraining(query_ridge=1e6)}}
 
 
 def static_methods(weight: float) -> dict[str, pt.Estimator]:

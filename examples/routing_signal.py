@@ -10,18 +10,19 @@ of an hour on two cores with the store filled.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 
 from oracles import MOST, judged_lists, pool_of
-from pyterrier_routehead import FrozenLLM, QRHeadReranker, RouteHeadReranker
+from pyterrier_routehead import Extensions, FrozenLLM, QRHeadReranker, RouteHeadReranker, RouterTraining
 from pyterrier_routehead.routing.labels import head_utility, make_labels
 from pyterrier_routehead.routing.search import PaddedLists, search_sets
 from pyterrier_routehead.routing.state import QueryState, embed_query
 from pyterrier_routehead.routing.training import ridge_regression
-from routing import BY_UTILITY, RESULTS, SEEDS, WHOLE_POOL, quality
+from routing import BY_UTILITY, RESULTS, SEEDS, SEEING_THE_LIST, WHOLE_POOL, quality
 from testbed import experiment_arguments, opened, read_judged, together
 
 STEPS = ["layers", "frequency", "curve", "ablations"]
@@ -31,34 +32,35 @@ ABLATIONS = {
     "as it is": {},
     **{f"labels={name!r}": {"labels": name} for name in ("search", "search+prior")},
     "labels='utility', ridge": BY_UTILITY,
-    "labels='utility', ridge, 4 heads": {**BY_UTILITY, "min_heads": 4, "max_heads": 4},
-    "labels='utility', no ridge": {**BY_UTILITY, "training": {**BY_UTILITY["training"], "start": "frequency"}},
+    "labels='utility', ridge, 4 heads": {**BY_UTILITY, "extensions": Extensions(min_heads=4), "max_heads": 4},
+    "labels='utility', no ridge": {**BY_UTILITY, "training": replace(BY_UTILITY["training"], start="frequency")},
     "labels='utility', untrained": {
-        **BY_UTILITY, "training": {**BY_UTILITY["training"], "start": "frequency", "epochs": 0}},
+        **BY_UTILITY, "training": replace(BY_UTILITY["training"], start="frequency", epochs=0)},
     "labels='search', without exchange": {"labels": lambda lists, most: _without_exchange(lists, most)},
-    "sparsity 0": {"training": {"sparsity": 0.0}},
-    "sparsity 1": {"training": {"sparsity": 1.0}},
-    "target size 8": {"training": {"target_size": 8, "sparsity": 10.0}},
+    "sparsity 0": {"training": RouterTraining(sparsity=0.0)},
+    "sparsity 1": {"training": RouterTraining(sparsity=1.0)},
+    "target size 8": {"training": RouterTraining(target_size=8, sparsity=10.0)},
     "pool_size 16": {"pool_size": 16},
     "pool_size 32": {"pool_size": 32},
     "pool_size 270": {"pool_size": 270},
     "max_heads 4": {"max_heads": 4},
     "max_heads 16": {"max_heads": 16},
-    "8 heads always": {"min_heads": 8},
+    "8 heads always": {"extensions": Extensions(min_heads=8)},
     **{f"layer {layer}": {"layer": layer} for layer in (5, 25)},
     "last token": {"pooling": "last"},
-    "weighting='probability'": {"weighting": "probability"},
-    "the ranking in the loss": {"weighting": "probability", "training": {"ranking": 1.0}},
-    "4 static heads": {"static_heads": 4},
-    "unsure below 0.5": {"unsure": 0.5},
-    "evidence": {"evidence": True},
-    "source='tail'": {"source": "tail"},
+    "weighting='probability'": {"extensions": Extensions(weighting="probability")},
+    "the ranking in the loss": {
+        "extensions": Extensions(weighting="probability"), "training": RouterTraining(ranking=1.0)},
+    "4 static heads": {"extensions": Extensions(static_heads=4)},
+    "unsure below 0.5": {"extensions": Extensions(unsure=0.5)},
+    "evidence": {"extensions": Extensions(evidence=True)},
+    "source='tail'": {"extensions": Extensions(source="tail")},
     "first_stage_weight 1": {"first_stage_weight": 1.0},
     "weighting='logit'": WHOLE_POOL,
-    "weighting='logit', pool of 64": {"weighting": "logit"},
-    "weighting='logit', evidence": {**WHOLE_POOL, "evidence": True},
-    "weighting='logit', freer query": {**WHOLE_POOL, "training": {"query_ridge": 10.0}},
-    "weighting='logit', no query": {**WHOLE_POOL, "training": {"query_ridge": 1e6}},
+    "weighting='logit', pool of 64": {"extensions": Extensions(weighting="logit")},
+    "weighting='logit', evidence": SEEING_THE_LIST,
+    "weighting='logit', freer query": {**WHOLE_POOL, "training": RouterTraining(query_ridge=10.0)},
+    "weighting='logit', no query": {**WHOLE_POOL, "training": RouterTraining(query_ridge=1e6)},
 }
 
 
@@ -148,7 +150,7 @@ def learning_curve(llm: FrozenLLM, train: tuple, valid: tuple) -> pd.DataFrame:
         "RouteHead, utility labels": lambda seed: RouteHeadReranker(llm=llm, seed=seed, **BY_UTILITY),
         "RouteHead, logits": lambda seed: RouteHeadReranker(llm=llm, seed=seed, **WHOLE_POOL),
         "weights without routing": lambda seed: RouteHeadReranker(
-            llm=llm, seed=seed, **WHOLE_POOL, training={"query_ridge": 1e6}),
+            llm=llm, seed=seed, **WHOLE_POOL, training=RouterTraining(query_ridge=1e6)),
     }
     return pd.DataFrame(
         {"queries": number, "system": name, **over_seeds(make, first(train, number), valid)}

@@ -59,6 +59,7 @@ from .reading.reading import Reading, ReadingSettings
 from .reading.store import HeadScoreStore
 from .routed import RouteHeadReranker
 from .routing.router import HeadRouter, Selection
+from .routing.settings import Extensions, RouterTraining
 from .scorer import AttentionHeadScorer
 from .static import ICRReranker, StaticHeadReranker
 from .template import ChatMarkup, PromptTemplate, get_template, paper_settings
@@ -73,6 +74,7 @@ __all__ = [
     "CoReHeadReranker",
     "Criterion",
     "Detection",
+    "Extensions",
     "FrozenLLM",
     "Head",
     "HeadReranker",
@@ -89,6 +91,7 @@ __all__ = [
     "Reading",
     "ReadingSettings",
     "RouteHeadReranker",
+    "RouterTraining",
     "Selection",
     "StaticHeadReranker",
     "StoreError",

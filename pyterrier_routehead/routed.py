@@ -1,8 +1,8 @@
 """`RouteHeadReranker`: chooses, for every query, the heads that suit it (RouteHead, arXiv 2604.24608)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -25,10 +25,8 @@ from .ranking.sources import ScoreSource, TextSource
 from .reading.reading import ModelIdentity, Reading, ReadingSettings
 from .routing.labels import Recipe, get_recipe
 from .routing.router import HeadRouter, Selection
-from .routing.settings import TrainingSettings
-from .routing.state import POOLINGS, SOURCES, QueryState, check_layer
-
-_CHOOSING = ("threshold", "min_heads", "max_heads", "weighting", "static_heads", "unsure")
+from .routing.settings import AS_PUBLISHED, Extensions, RouterTraining
+from .routing.state import POOLINGS, QueryState, check_layer
 
 
 @dataclass(eq=False, repr=False)
@@ -60,34 +58,23 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
     Args:
         router: instead of ``fit``: a :class:`HeadRouter`, or the name of one (:func:`available`); without ``llm``, its
             model is loaded. What only ``fit`` uses then has no effect: ``pool_size``, ``max_layer``, ``labels``,
-            ``layer``, ``pooling``, ``source``, ``evidence``, ``hold_out``, ``training``, ``seed``, ``detection_data``.
+            ``layer``, ``pooling``, ``hold_out``, ``training``, ``seed``, ``detection_data``, and ``source`` and
+            ``evidence`` of the extensions.
         pool_size: how many heads are screened into the pool (K).
-        max_heads: the largest number of heads a query (P). None, here as for the arguments from ``threshold`` to
-            ``unsure``, means what the router was made with, and in ``fit`` the value in brackets (8). A value that is
-            set here counts for every router, given, named or fitted.
+        max_heads: the largest number of heads a query (P). None, here and for ``threshold``, means what the router was
+            made with, and in ``fit`` the value in brackets (8). A value that is set here counts for every router,
+            given, named or fitted.
         max_layer: only heads of so many layers (int) or of that share of them (float up to 1.0).
         labels: how pseudo labels are made: ``"search"``, the published steps, on a list's own nDCG@10;
             ``"search+prior"`` or ``"shrunk"``, which trust a single list less; ``"utility"``, soft labels that no
             search is needed for; or a function: see :mod:`~pyterrier_routehead.routing.labels`.
         layer: the layer whose hidden state embeds the query; None for the middle one.
         pooling: ``"mean"`` over the query's tokens, or the ``"last"`` of them.
-        source: ``"query"``: embed the query alone, in one short pass; ``"tail"``: take the column ``hidden_state``.
-        evidence: let the router look at the list's own evidence too (an extension of ours).
         threshold: heads with at least this probability are chosen (0.5).
-        min_heads: so many heads at least (1).
-        weighting: how a query's heads are summed: ``"even"``, as published (the default); by their ``"probability"``;
-            or by their ``"logit"``, which may be below 0, over the whole pool: then heads are standardised within the
-            list, the router is trained on the ranking itself, not on pseudo labels, and ``first_stage_weight`` takes
-            part in the training, since the first stage's score is added to the sum as it is (the last two are
-            extensions of ours).
-        static_heads: so many of the best heads over all queries are always in; routed ones come in addition (0; an
-            extension of ours).
-        unsure: where no probability reaches this, the best ``max_heads`` heads over all queries rank (0; an extension
-            of ours).
         hold_out: share of the training queries that is held out to choose the epoch, where no validation queries are
             given.
-        training: settings of the training by name; see
-            :class:`~pyterrier_routehead.routing.settings.TrainingSettings`.
+        training: how the router is trained; None means the defaults.
+        extensions: what goes beyond the paper.
         seed: of everything random in ``fit`` but the halves on which ``"shrunk"`` labels estimate their reliability,
             which are the same for all seeds.
         routed_heads: also write the column ``routed_heads``.
@@ -105,15 +92,10 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
     labels: str | Recipe = "shrunk"
     layer: int | None = None
     pooling: str = "mean"
-    source: str = "query"
-    evidence: bool = False
     threshold: float | None = None
-    min_heads: int | None = None
-    weighting: str | None = None
-    static_heads: int | None = None
-    unsure: float | None = None
     hold_out: float = 0.2
-    training: Mapping[str, Any] | None = None
+    training: RouterTraining | None = None
+    extensions: Extensions = AS_PUBLISHED
     seed: int = 0
     routed_heads: bool = False
     detection_data: str | None = None
@@ -145,9 +127,9 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         if router is None:
             return Unfitted(
                 f"RouteHeadReranker has no router yet: {how_to_get_heads('route')}",
-                needs_query=self.source == "query",
-                needs_hidden_state=self.source == "tail",
-                needs_first_stage=self.evidence,
+                needs_query=self.extensions.source == "query",
+                needs_hidden_state=self.extensions.source == "tail",
+                needs_first_stage=self.extensions.evidence,
             )
         selection = self._selection(router.selection)
         if selection != router.selection:
@@ -172,9 +154,10 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
 
     def _selection(self, made_with: Selection | None = None) -> Selection:
         """How heads are chosen: as set here, else as a router was made to."""
-        given = {name: getattr(self, name) for name in _CHOOSING if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in ("threshold", "max_heads") if getattr(self, name) is not None}
+        given |= self.extensions.chosen()
         own = made_with or Selection()
-        if self.max_heads is not None and self.min_heads is None:
+        if self.max_heads is not None and self.extensions.min_heads is None:
             most = check_whole("max_heads", self.max_heads, what="number of heads")
             if most < own.min_heads:
                 raise ValueError(
@@ -196,8 +179,9 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         if self.layer is not None:
             check_whole("layer", self.layer, least=0)
         check_choice("pooling", self.pooling, POOLINGS)
-        check_choice("source", self.source, SOURCES)
-        for name in ("evidence", "routed_heads", "allow_mismatch"):
+        if not isinstance(self.extensions, Extensions):
+            raise TypeError(f"extensions are Extensions, such as Extensions(evidence=True), got {self.extensions!r}")
+        for name in ("routed_heads", "allow_mismatch"):
             check_flag(name, getattr(self, name))
         if self.router is not None and not isinstance(self.router, HeadRouter | str):
             raise TypeError(f"router is a HeadRouter, the name of one or None, got {type(self.router).__name__}")
@@ -205,10 +189,11 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             check_text("router", self.router)
         settings = super()._check()
         router = self._used_router(self.document_attention or DEFAULT_PATTERN)
-        selection = self._selection(None if router is None else router.selection)
+        self._selection(None if router is None else router.selection)
         check_share("hold_out", self.hold_out, inside=True)
         check_whole("seed", self.seed, least=0)
-        TrainingSettings.of(self.training, seed=self.seed, by_logits=selection.by_logits)
+        if not isinstance(self.training, RouterTraining | None):
+            raise TypeError(f"training is a RouterTraining, such as RouterTraining(epochs=20), got {self.training!r}")
         if self.detection_data is not None:
             check_text("detection_data", self.detection_data)
         if router is not None:
@@ -247,12 +232,12 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         settings = self._check()
         check_parts(topics_or_res_tr, topics_or_res_va, qrels_va)
         frames = [topics_or_res_tr] if topics_or_res_va is None else [topics_or_res_tr, topics_or_res_va]
-        if self.source == "tail" and not all("hidden_state" in frame.columns for frame in frames):
+        if self.extensions.source == "tail" and not all("hidden_state" in frame.columns for frame in frames):
             raise ValueError("source='tail' needs the column 'hidden_state': fit behind an AttentionHeadScorer")
         criterion = get_criterion("ndcg@10")
         check_calibration([criterion], settings)
         selection = self._selection()
-        training = TrainingSettings.of(self.training, seed=self.seed, by_logits=selection.by_logits)
+        training = (self.training or RouterTraining()).resolved(selection.by_logits)
         source, judged = self._judged(topics_or_res_tr, qrels_tr, "training")
         if topics_or_res_va is None:
             held_source, (held, lists) = source, self._held_out(judged.lists)
@@ -281,7 +266,8 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             max_heads=selection.max_heads,
             selection=selection,
             settings=training,
-            evidence=self.evidence,
+            seed=self.seed,
+            evidence=self.extensions.evidence,
             first_stage_weight=self.first_stage_weight,
             left_out=judged.left_out,
             progress=shows_progress(self.verbose),
@@ -293,9 +279,9 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
     def _judged(self, frame: pd.DataFrame, qrels: pd.DataFrame, part: str) -> tuple[ScoreSource, JudgedLists]:
         policy = FixedHeads(
             "all",
-            needs_query=self.source == "query",
-            needs_hidden_state=self.source == "tail",
-            needs_first_stage=self.evidence,
+            needs_query=self.extensions.source == "query",
+            needs_hidden_state=self.extensions.source == "tail",
+            needs_first_stage=self.extensions.evidence,
         )
         source = self._scores(frame, policy, by_head=True)
 
@@ -319,7 +305,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
 
     def _state(self, model: ModelIdentity) -> QueryState:
         layer = model.num_layers // 2 if self.layer is None else self.layer
-        return QueryState(layer, self.pooling, self.source)
+        return QueryState(layer, self.pooling, self.extensions.source)
 
     def _held_out(self, lists: Sequence[JudgedList]) -> tuple[list[JudgedList], list[JudgedList]]:
         """A share of the training lists at random, which choose the epoch, and the others."""

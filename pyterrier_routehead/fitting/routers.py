@@ -14,7 +14,7 @@ from ..routing.evidence import list_evidence
 from ..routing.labels import Recipe, make_labels
 from ..routing.router import HeadRouter, Selection
 from ..routing.search import PaddedLists
-from ..routing.settings import TrainingSettings
+from ..routing.settings import RouterTraining
 from ..routing.state import QueryState
 from .judged import JudgedList
 
@@ -76,7 +76,8 @@ def learn_router(
     recipe: str | Recipe,
     max_heads: int,
     selection: Selection,
-    settings: TrainingSettings,
+    settings: RouterTraining,
+    seed: int,
     evidence: bool,
     first_stage_weight: float,
     left_out: int,
@@ -96,7 +97,7 @@ def learn_router(
         raise AssertionError("a held-out query has a label")
     table = labels.table(qids, pool.heads)
     weights, report = train_weights(
-        replace(data, targets=labels.targets), other, selection, settings, progress=progress
+        replace(data, targets=labels.targets), other, selection, settings, seed=seed, progress=progress
     )
     best = report["held-out nDCG@10"].idxmax()
     epoch = int(report["epoch"][best])

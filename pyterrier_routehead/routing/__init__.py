@@ -6,7 +6,7 @@
 ``search``    offline search for the heads that rank a list best
 ``labels``    pseudo labels for a router
 ``router``    `HeadRouter`: which heads suit a query, as an artifact
-``settings``  how a router is trained, as values
+``settings``  what `RouteHeadReranker` can be told, as values
 ``training``  trains a router's weights
 ============  ==========================================================================================================
 """

@@ -1,15 +1,19 @@
-"""How a router is trained, as values; what does it, and needs torch, is :mod:`pyterrier_routehead.routing.training`."""
+"""What `RouteHeadReranker` can be told, as values: how its router is trained, and what goes beyond the paper.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+What trains, and needs torch, is :mod:`pyterrier_routehead.routing.training`.
+"""
+
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..common.arguments import check_choice, check_number, check_whole
+from ..common.arguments import check_choice, check_flag, check_number, check_whole
+from .router import Selection
+from .state import SOURCES
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """How a router is trained.
+class RouterTraining:
+    """How a router is trained. None means what suits how its heads are weighed: see FOR_LABELS and FOR_LOGITS.
 
     Args:
         size: numbers in a head's embedding.
@@ -33,32 +37,30 @@ class TrainingSettings:
             ones), the query's part small and at random; ``"ridge"``: from a ridge regression of the labels' log-odds on
             the query embedding, its penalty by generalised cross-validation (an extension of ours: where little is
             known of the query's part, it is kept small).
-        seed: of the weights, the order of queries and dropout.
     """
 
     start: str = "frequency"
     size: int = 32
     dropout: float = 0.1
     learning_rate: float = 3e-3
-    weight_decay: float = 1e-2
+    weight_decay: float | None = None
     batch_size: int = 64
     epochs: int = 60
     patience: int = 12
-    labels: float = 1.0
-    sparsity: float = 1e-2
+    labels: float | None = None
+    sparsity: float | None = None
     target_size: float | None = None
     balance: float = 10.0
-    ranking: float = 0.0
-    ridge: float = 0.0
-    query_ridge: float = 0.0
-    seed: int = 0
+    ranking: float | None = None
+    ridge: float | None = None
+    query_ridge: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("start", self.start, ("frequency", "ridge"))
-        for name, least in (("size", 1), ("batch_size", 1), ("epochs", 0), ("patience", 0), ("seed", 0)):
+        for name, least in (("size", 1), ("batch_size", 1), ("epochs", 0), ("patience", 0)):
             check_whole(name, getattr(self, name), least=least)
-        weights = ("labels", "sparsity", "balance", "ranking", "ridge", "query_ridge")
-        for name in ("learning_rate", "weight_decay", "dropout", *weights):
+        given = [name for name in FOR_LABELS if getattr(self, name) is not None]
+        for name in ("learning_rate", "dropout", "balance", *given):
             if check_number(name, getattr(self, name)) < 0:
                 raise ValueError(f"{name} is a number from 0, got {getattr(self, name)!r}")
         if self.dropout >= 1:
@@ -66,21 +68,58 @@ class TrainingSettings:
         if self.target_size is not None:
             check_number("target_size", self.target_size)
 
-    @classmethod
-    def of(cls, given: Mapping[str, Any] | None, *, seed: int, by_logits: bool) -> "TrainingSettings":
-        """Settings by name, over the defaults for a router that weighs heads by their logits or not.
+    def resolved(self, by_logits: bool) -> "RouterTraining":
+        """The same settings, with a number for what is None, as suits a router that weighs heads by logits or not."""
+        usual = FOR_LOGITS if by_logits else FOR_LABELS
+        return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
 
-        Raises:
-            TypeError: for a name that is no setting, listing those there are; or a value of a wrong type.
-            ValueError: for a wrong value.
-        """
-        if given is not None and not isinstance(given, Mapping):
-            raise TypeError(f"training is a mapping of settings by name, got {given!r}")
-        known = [field.name for field in fields(cls)]
-        if unknown := [name for name in given or {} if name not in known]:
-            raise TypeError(f"training has no setting {unknown[0]!r}: {', '.join(known)}")
-        return cls(**{"seed": seed, **(FOR_LOGITS if by_logits else {}), **(given or {})})
 
+FOR_LABELS = {
+    "labels": 1.0, "sparsity": 1e-2, "ranking": 0.0, "ridge": 0.0, "query_ridge": 0.0, "weight_decay": 1e-2,
+}  # fmt: skip
+"""What None means in :class:`RouterTraining`: trained on pseudo labels, with a regulariser."""
 
 FOR_LOGITS = {"labels": 0.0, "sparsity": 0.0, "ranking": 1.0, "ridge": 0.5, "query_ridge": 300.0, "weight_decay": 0.0}
-"""Settings for a router that weighs heads by their logits: trained on the ranking alone."""
+"""What it means where logits are weights: trained on the ranking alone."""
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """What `RouteHeadReranker` has beyond the paper. None means: as the router was made.
+
+    Args:
+        evidence: let the router look at the list's own evidence too; see :mod:`~pyterrier_routehead.routing.evidence`.
+        source: ``"query"``: embed the query alone, in one short pass; ``"tail"``: take the column ``hidden_state``.
+        min_heads: so many heads at least (1).
+        weighting: how a query's heads are summed: ``"even"``, as published (the default); by their ``"probability"``;
+            or by their ``"logit"``, which may be below 0, over the whole pool: then heads are standardised within the
+            list, the router is trained on the ranking itself, not on pseudo labels, and ``first_stage_weight`` takes
+            part in the training, since the first stage's score is added to the sum as it is.
+        static_heads: so many of the best heads over all queries are always in; routed ones come in addition (0).
+        unsure: where no probability reaches this, the best ``max_heads`` heads over all queries rank (0).
+
+    Raises:
+        TypeError: for a value of a wrong type, naming the argument.
+        ValueError: for a value that cannot be, naming the argument.
+    """
+
+    evidence: bool = False
+    source: str = "query"
+    min_heads: int | None = None
+    weighting: str | None = None
+    static_heads: int | None = None
+    unsure: float | None = None
+
+    def __post_init__(self) -> None:
+        check_flag("evidence", self.evidence)
+        check_choice("source", self.source, SOURCES)
+        Selection(**self.chosen(), max_heads=1 << 20)  # checks the values; the true number is not said here
+
+    def chosen(self) -> dict[str, Any]:
+        """How heads are chosen, as far as it is said here: fields of :class:`Selection` by name."""
+        names = ("min_heads", "weighting", "static_heads", "unsure")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+AS_PUBLISHED = Extensions()
+"""Nothing beyond the paper, or as the router was made."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from .router import Selection, weigh
 from .search import PaddedLists, list_ndcg, standardised_lists
-from .settings import TrainingSettings
+from .settings import RouterTraining
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RoutingData:
 
 
 class _Router(nn.Module):
-    def __init__(self, data: RoutingData, selection: Selection, settings: TrainingSettings) -> None:
+    def __init__(self, data: RoutingData, selection: Selection, settings: RouterTraining) -> None:
         super().__init__()
         heads, hidden = data.targets.shape[1], data.states.shape[1]
         as_weights = selection.by_logits
@@ -111,8 +111,9 @@ def train(
     data: RoutingData,
     held_out: RoutingData,
     selection: Selection,
-    settings: TrainingSettings,
+    settings: RouterTraining,
     *,
+    seed: int = 0,
     progress: bool = False,
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """Train on some queries and keep the epoch that routes held-out queries best.
@@ -122,19 +123,21 @@ def train(
         held_out: the queries that choose the epoch.
         selection: how heads are chosen.
         settings: see the class.
+        seed: of the weights, the order of queries and dropout.
         progress: show a bar of epochs.
 
     Returns:
         The weights, as :class:`~pyterrier_routehead.routing.router.HeadRouter` takes them, and a report: for each epoch
         the loss, its parts, the mean number of chosen heads, and nDCG@10 of the routed ranking on the held-out queries.
     """
+    settings = settings.resolved(selection.by_logits)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed)
         return _train(data, held_out, selection, settings, progress)
 
 
 def _train(
-    data: RoutingData, held_out: RoutingData, selection: Selection, settings: TrainingSettings, progress: bool
+    data: RoutingData, held_out: RoutingData, selection: Selection, settings: RouterTraining, progress: bool
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     model = _Router(data, selection, settings)
     ranked = _RankedLists(data, selection)
@@ -186,7 +189,7 @@ def _train(
 
 def _part(
     name: str, logits: torch.Tensor, by_query: torch.Tensor, targets: torch.Tensor, balance: torch.Tensor,
-    settings: TrainingSettings,
+    settings: RouterTraining,
 ) -> torch.Tensor:
     """A part of the loss, but for that on the ranking."""
     if name == "labels":

@@ -14,6 +14,7 @@ import pytest
 
 from pyterrier_routehead import (
     AttentionHeadScorer,
+    Extensions,
     FrozenLLM,
     Head,
     HeadRouter,
@@ -24,6 +25,7 @@ from pyterrier_routehead import (
     NotFittedError,
     ReadingSettings,
     RouteHeadReranker,
+    RouterTraining,
     Selection,
     StaticHeadReranker,
 )
@@ -36,12 +38,13 @@ from pyterrier_routehead.reading.reading import ModelIdentity
 from pyterrier_routehead.routing import state as query_encoder
 from pyterrier_routehead.routing.evidence import list_evidence
 from pyterrier_routehead.routing.state import QueryState, embed_query, encode_queries
+from routed_options import by_options
 from toys import byte_tokenizer, frame, toy_llm, two_queries
 
 # Random heads say nothing of a query, so that training often keeps the router as it started.
 pytestmark = pytest.mark.filterwarnings("ignore:no epoch of training ranked the:UserWarning")
 
-SMALL = {"pool_size": 6, "max_heads": 2, "training": {"epochs": 4, "learning_rate": 0.05}}
+SMALL = {"pool_size": 6, "max_heads": 2, "training": RouterTraining(epochs=4, learning_rate=0.05)}
 WORDS = ["cats", "sleep", "moon", "far", "paris", "rain", "tea", "whale", "blue", "night"]
 
 
@@ -89,7 +92,7 @@ def scored(llm):
 
 @pytest.fixture(scope="module")
 def fitted(llm, scored):
-    return RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
+    return by_options(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
 
 
 def router_for(identity, pool="3-1,0-2,2-0,1-3", *, layer=0, source="query", evidence=False, **choice):
@@ -152,7 +155,7 @@ def test_it_must_be_fitted_or_given_a_router():
 @pytest.mark.parametrize("columns", [[], ["head_scores", "head_reading", "hidden_state"]], ids=["text", "vectors"])
 def test_empty_frames_need_no_model(routed_heads, source, columns):
     inp = two_queries().assign(**dict.fromkeys(columns))
-    reranker = RouteHeadReranker(llm=LLM, routed_heads=routed_heads, source=source)
+    reranker = RouteHeadReranker(llm=LLM, routed_heads=routed_heads, extensions=Extensions(source=source))
     out = reranker(inp.iloc[:0])
     assert len(out) == 0
     assert out["score"].dtype == "float64"
@@ -163,10 +166,10 @@ def test_empty_frames_need_no_model(routed_heads, source, columns):
 
 @pytest.mark.parametrize(("source", "beside"), [("query", "query"), ("tail", "hidden_state")])
 def test_inputs_are_text_or_vectors_with_what_embeds_the_query(source, beside):
-    inputs = pt.inspect.transformer_inputs(RouteHeadReranker(llm=LLM, source=source))
+    inputs = pt.inspect.transformer_inputs(RouteHeadReranker(llm=LLM, extensions=Extensions(source=source)))
     assert ["qid", "docno", "head_scores", "head_reading", beside] in inputs
     assert ["qid", "docno", "query", "text"] in inputs
-    weighed = pt.inspect.transformer_inputs(RouteHeadReranker(llm=LLM, source=source, first_stage_weight=1.0))
+    weighed = pt.inspect.transformer_inputs(by_options(llm=LLM, source=source, first_stage_weight=1.0))
     assert all("score" in columns for columns in weighed)
 
 
@@ -183,7 +186,7 @@ def test_attributes_can_be_read_and_applied():
     assert (attributes["max_heads"], attributes["llm"]) == (4, LLM)
     for name, value in attributes.items():
         assert value is getattr(reranker, name)
-    assert attributes["source"] == "query"
+    assert attributes["extensions"] == Extensions()
     applied = pt.inspect.transformer_apply_attributes(reranker, max_heads=3)
     assert applied.max_heads == 3
     for name in set(attributes) - {"max_heads"}:
@@ -191,7 +194,7 @@ def test_attributes_can_be_read_and_applied():
 
 
 def test_pipelines_are_fitted_and_drawn(llm):
-    routing = RouteHeadReranker(**SMALL, llm=llm)
+    routing = by_options(**SMALL, llm=llm)
     pipeline = AttentionHeadScorer(llm=llm) >> routing
     pipeline.fit(TRAIN, TRAIN_QRELS, VALID, VALID_QRELS)
     out = pipeline(VALID)
@@ -259,11 +262,10 @@ def test_a_reranker_with_a_router_can_be_pickled(router, scored, llm):
         ({"seed": 1.0}, TypeError, "^seed is a whole number from 0, got 1.0$"),
         ({"seed": None}, TypeError, "^seed is a whole number from 0, got None$"),
         ({"detection_data": 5}, TypeError, "^detection_data is a string, got 5$"),
-        ({"training": {"lr": 0.1}}, TypeError, "^training has no setting 'lr': start, size, dropout, learning_rate,"),
-        ({"training": [("epochs", 3)]}, TypeError, "^training is a mapping of settings by name, got "),
-        ({"training": {"epochs": "few"}}, TypeError, "^epochs is a whole number from 0, got 'few'$"),
-        ({"training": {"epochs": True}}, TypeError, "^epochs is a whole number from 0, got True$"),
-        ({"training": {"learning_rate": -1}}, ValueError, "^learning_rate is a number from 0, got -1$"),
+        ({"training": {"epochs": 3}}, TypeError, "^training is a RouterTraining, such as RouterTraining"),
+        ({"training": [("epochs", 3)]}, TypeError, "^training is a RouterTraining, such as RouterTraining"),
+        ({"extensions": {"evidence": True}}, TypeError, "^extensions are Extensions, such as Extensions"),
+        ({"extensions": None}, TypeError, "^extensions are Extensions, such as Extensions"),
         ({"depth": 0}, ValueError, "depth is a whole number from 1"),
         ({"first_stage_weight": np.nan}, ValueError, "first_stage_weight is a finite number"),
         ({"depth": True}, TypeError, "depth is a whole number from 1, got True"),
@@ -279,7 +281,7 @@ def test_a_reranker_with_a_router_can_be_pickled(router, scored, llm):
 )
 def test_f23_arguments_that_cannot_be_are_refused(wrong, error, message):
     with pytest.raises(error, match=message):
-        RouteHeadReranker(**{"llm": LLM, **wrong})
+        by_options(**{"llm": LLM, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -287,12 +289,13 @@ def test_f23_arguments_that_cannot_be_are_refused(wrong, error, message):
     [
         ("pool_size", np.int64(3)), ("max_heads", np.int32(4)), ("threshold", np.float32(0.25)), ("threshold", 1),
         ("max_layer", np.float64(0.5)), ("evidence", np.True_), ("seed", np.int64(2)), ("labels", len),
-        ("training", {"learning_rate": np.float32(0.1), "epochs": np.int64(1), "target_size": 3}),
+        ("training", RouterTraining(learning_rate=np.float32(0.1), epochs=np.int64(1), target_size=3)),
     ],
     ids=str,
 )  # fmt: skip
 def test_f23_numbers_of_numpy_are_numbers(name, value):
-    assert getattr(RouteHeadReranker(llm=LLM, **{name: value}), name) is value
+    reranker = by_options(llm=LLM, **{name: value})
+    assert getattr(reranker.extensions if name == "evidence" else reranker, name) is value
 
 
 def test_attributes_set_wrong_later_are_refused_too(fitted, scored):
@@ -300,8 +303,8 @@ def test_attributes_set_wrong_later_are_refused_too(fitted, scored):
     wrong.threshold = 3
     with pytest.raises(ValueError, match="threshold is a number from 0 to 1, got 3"):
         wrong(scored["valid"])
-    wrong.threshold, wrong.training = None, {"lr": 3}
-    with pytest.raises(TypeError, match="training has no setting 'lr'"):
+    wrong.threshold, wrong.training = None, {"epochs": 3}
+    with pytest.raises(TypeError, match="training is a RouterTraining"):
         wrong(scored["valid"])
 
 
@@ -340,8 +343,8 @@ def test_scores_are_the_sums_of_exactly_the_heads_that_are_named(llm, router, sc
 )
 def test_on_text_and_behind_a_scorer_gives_the_same(llm, options, choice):
     router = router_for(model_identity(llm), layer=1, **choice)
-    behind = RouteHeadReranker(router, llm=llm, routed_heads=True, **options)
-    on_text = RouteHeadReranker(router, llm=llm, routed_heads=True, **options)
+    behind = by_options(router, llm=llm, routed_heads=True, **options)
+    on_text = by_options(router, llm=llm, routed_heads=True, **options)
     scorer = AttentionHeadScorer(llm=llm, depth=options.get("depth"))
     one, other = behind(scorer(VALID)), on_text(VALID)
     same_ranking(one, other, atol=1e-5)
@@ -399,7 +402,7 @@ def test_heads_can_be_weighted_by_their_logits(llm, scored, first_stage_weight):
 def test_weights_are_learnt_with_the_first_stage_in_view(llm, scored):
     reports = []
     for weight in (0.0, 5.0):
-        fitted = RouteHeadReranker(llm=llm, weighting="logit", first_stage_weight=weight, **SMALL)
+        fitted = by_options(llm=llm, extensions=Extensions(weighting="logit"), first_stage_weight=weight, **SMALL)
         fitted.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
         assert fitted.router_.selection.weighting == "logit"
         best = fitted.report_["held-out nDCG@10"].max()
@@ -494,7 +497,7 @@ def passes(llm, run):
 def test_behind_a_scorer_no_document_is_read(llm, router, scored):
     reranker = RouteHeadReranker(router, llm=llm)
     assert passes(llm, lambda: reranker(scored["valid"])) == 0
-    assert passes(llm, lambda: RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS)) == 0
+    assert passes(llm, lambda: by_options(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS)) == 0
     assert passes(llm, lambda: reranker(VALID)) == VALID["qid"].nunique()
 
 
@@ -590,10 +593,10 @@ def test_each_window_is_ranked_as_a_list_of_its_own(windows, options, choice):
     llm = toy_llm(context=420)
     router = router_for(model_identity(llm), **choice)
     with pytest.warns(UserWarning, match="sliding windows"):
-        out = RouteHeadReranker(router, llm=llm, routed_heads=True, **options)(LONG)
+        out = by_options(router, llm=llm, routed_heads=True, **options)(LONG)
     assert out["docno"].tolist() == LONG["docno"].tolist()
     depth = options.get("depth", 20)
-    behind = RouteHeadReranker(router, llm=llm, routed_heads=True, **options)
+    behind = by_options(router, llm=llm, routed_heads=True, **options)
     remaining, routed_by_window = list(windows), []
     for qid in "ab":
         list_, mine = LONG[LONG["qid"] == qid], out[out["qid"] == qid]
@@ -686,11 +689,11 @@ def test_tail_states_that_are_not_there_are_asked_for(llm, scored):
     with pytest.raises(ValueError, match=r"layers \[1, 2\], the router needs 3: AttentionHeadScorer\(hidden_layers="):
         reranker(scored["valid"])
     with pytest.raises(ValueError, match="source='tail' needs the column 'hidden_state': fit behind an Attention"):
-        RouteHeadReranker(llm=llm, source="tail").fit(scored["train"].drop(columns="hidden_state"), TRAIN_QRELS)
+        by_options(llm=llm, source="tail").fit(scored["train"].drop(columns="hidden_state"), TRAIN_QRELS)
 
 
 def test_a_router_of_tail_states_is_learnt(scored):
-    reranker = RouteHeadReranker(source="tail", layer=1, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    reranker = by_options(extensions=Extensions(source="tail"), layer=1, **SMALL).fit(scored["train"], TRAIN_QRELS)
     assert reranker.router_.state == QueryState(1, source="tail")
     states = np.stack([own["hidden_state"].iloc[0][0] for _, own in scored["train"].groupby("qid", sort=False)])
     held = ~np.isin(TRAIN["qid"].unique(), reranker.labels_["qid"])
@@ -728,7 +731,7 @@ def test_fit_says_what_it_found(fitted):
 
 
 def test_fit_on_text_is_fit_behind_a_scorer(llm, fitted):
-    reranker = RouteHeadReranker(llm=llm, **SMALL)
+    reranker = by_options(llm=llm, **SMALL)
     assert passes(llm, lambda: reranker.fit(TRAIN, TRAIN_QRELS, VALID, VALID_QRELS)) == 19
     assert reranker.router_.pool.heads == fitted.router_.pool.heads
     pd.testing.assert_frame_equal(reranker.labels_, fitted.labels_, check_exact=False, atol=1e-6)
@@ -742,7 +745,7 @@ def test_fit_on_text_is_fit_behind_a_scorer(llm, fitted):
 
 def test_the_seed_decides_what_is_learnt(llm, scored):
     routers = [
-        RouteHeadReranker(llm=llm, seed=seed, **SMALL).fit(scored["train"], TRAIN_QRELS) for seed in (0, 0, 1)
+        by_options(llm=llm, seed=seed, **SMALL).fit(scored["train"], TRAIN_QRELS) for seed in (0, 0, 1)
     ]
     for name, array in routers[0].router_.weights.items():
         np.testing.assert_array_equal(array, routers[1].router_.weights[name])
@@ -752,7 +755,7 @@ def test_the_seed_decides_what_is_learnt(llm, scored):
 
 @pytest.mark.parametrize("hold_out", [0.2, 0.5])
 def test_held_out_training_queries_have_no_labels(llm, scored, hold_out):
-    reranker = RouteHeadReranker(llm=llm, hold_out=hold_out, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    reranker = by_options(llm=llm, hold_out=hold_out, **SMALL).fit(scored["train"], TRAIN_QRELS)
     held = set(TRAIN["qid"]) - set(reranker.labels_["qid"])
     assert len(held) == round(hold_out * 14)
     assert reranker.labels_["qid"].is_unique
@@ -766,7 +769,7 @@ def test_held_out_training_queries_have_no_labels(llm, scored, hold_out):
     rows = turned["qid"].isin(held)
     turned.loc[rows, "docno"] = turned.loc[rows, "qid"] + "-d0"
     turned = turned.drop_duplicates(["qid", "docno"])
-    again = RouteHeadReranker(llm=llm, hold_out=hold_out, **SMALL).fit(scored["train"], turned)
+    again = by_options(llm=llm, hold_out=hold_out, **SMALL).fit(scored["train"], turned)
     assert again.router_.pool.to_json() == reranker.router_.pool.to_json()
     pd.testing.assert_frame_equal(again.labels_, reranker.labels_)
     assert not again.report_["held-out nDCG@10"].equals(reranker.report_["held-out nDCG@10"])
@@ -775,7 +778,7 @@ def test_held_out_training_queries_have_no_labels(llm, scored, hold_out):
 def test_validation_queries_are_in_no_label_and_change_neither_pool_nor_labels(llm, scored, fitted):
     assert fitted.labels_["qid"].tolist() == list(TRAIN["qid"].unique())
     other = VALID_QRELS.assign(docno=VALID_QRELS["qid"] + "-d6").drop_duplicates()
-    again = RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, scored["valid"], other)
+    again = by_options(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, scored["valid"], other)
     pd.testing.assert_frame_equal(again.labels_, fitted.labels_)
     assert again.router_.pool.to_json() == fitted.router_.pool.to_json()
     assert not again.report_["held-out nDCG@10"].equals(fitted.report_["held-out nDCG@10"])
@@ -784,7 +787,7 @@ def test_validation_queries_are_in_no_label_and_change_neither_pool_nor_labels(l
 
 def test_a_query_in_training_and_validation_is_refused(llm, scored):
     both = pd.concat([VALID, TRAIN[TRAIN["qid"] == "1-3"]], ignore_index=True)
-    reranker = RouteHeadReranker(llm=llm, **SMALL)
+    reranker = by_options(llm=llm, **SMALL)
     with pytest.raises(ValueError, match="1 queries are in training and validation, such as '1-3'"):
         reranker.fit(TRAIN, TRAIN_QRELS, both, pd.concat([VALID_QRELS, TRAIN_QRELS]))
     assert not hasattr(reranker, "router_")
@@ -800,7 +803,7 @@ def test_a_query_in_training_and_validation_is_refused(llm, scored):
 
 def test_lists_that_tell_nothing_are_left_out_and_not_read(llm):
     qrels = TRAIN_QRELS[~TRAIN_QRELS["qid"].isin(["1-0", "1-4", "1-9"])]
-    reranker = RouteHeadReranker(llm=llm, **SMALL)
+    reranker = by_options(llm=llm, **SMALL)
     assert passes(llm, lambda: reranker.fit(TRAIN, qrels, VALID, VALID_QRELS)) == 16
     assert reranker.left_out_ == 3
     assert len(reranker.labels_) == 11
@@ -811,20 +814,20 @@ def test_too_little_to_learn_from_is_refused(llm, scored):
     for qids, message in ((["1-0"], "0 training lists"), (["1-0", "1-1"], "1 training lists")):
         few = scored["train"][scored["train"]["qid"].isin(qids)]
         with pytest.raises(ValueError, match=f"{message} tell something about heads: too few to learn from"):
-            RouteHeadReranker(llm=llm, **SMALL).fit(few, TRAIN_QRELS)
+            by_options(llm=llm, **SMALL).fit(few, TRAIN_QRELS)
     with pytest.raises(ValueError, match="do the qids and docnos of topics and qrels agree"):
-        RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], VALID_QRELS)
+        by_options(llm=llm, **SMALL).fit(scored["train"], VALID_QRELS)
 
 
 def test_validation_lists_whose_relevant_documents_have_no_scores_are_refused(llm, scored):
     below = VALID_QRELS.drop_duplicates("qid").assign(docno=lambda qrels: qrels["qid"] + "-d6")
     cut = AttentionHeadScorer(llm=llm, depth=3)(VALID)
     with pytest.raises(ValueError, match="none of the 5 validation lists has both a relevant and another"):
-        RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, cut, below)
+        by_options(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, cut, below)
 
 
 def test_a_layer_that_the_model_lacks_is_refused_before_anything_is_read(llm):
-    reranker = RouteHeadReranker(llm=llm, layer=99, **SMALL)
+    reranker = by_options(llm=llm, layer=99, **SMALL)
 
     def fit():
         with pytest.raises(ValueError, match="there is no layer 99 among 4 to embed queries by"):
@@ -836,7 +839,7 @@ def test_a_layer_that_the_model_lacks_is_refused_before_anything_is_read(llm):
 def test_validation_lists_that_were_read_otherwise_are_refused(llm, scored):
     other = AttentionHeadScorer(llm=llm, document_order="best_first")(VALID)
     with pytest.raises(ValueError, match="validation lists were read otherwise than the training lists"):
-        RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, other, VALID_QRELS)
+        by_options(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, other, VALID_QRELS)
 
 
 def test_a_reranker_with_a_router_is_not_fitted(llm, router, scored):
@@ -845,7 +848,7 @@ def test_a_reranker_with_a_router_is_not_fitted(llm, router, scored):
 
 
 def test_a_fit_that_is_refused_leaves_no_router(llm, scored):
-    reranker = RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    reranker = by_options(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS)
     with pytest.raises(ValueError, match="do the qids"):
         reranker.fit(scored["train"], VALID_QRELS)
     with pytest.raises(NotFittedError, match="has no router yet"):
@@ -854,7 +857,7 @@ def test_a_fit_that_is_refused_leaves_no_router(llm, scored):
 
 @pytest.mark.parametrize("labels", ["search", "search+prior", "shrunk"])
 def test_labels_are_made_by_name(llm, scored, labels):
-    reranker = RouteHeadReranker(llm=llm, labels=labels, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    reranker = by_options(llm=llm, labels=labels, **SMALL).fit(scored["train"], TRAIN_QRELS)
     assert reranker.router_.report["labels"] == labels
     assert reranker.labels_["size"].between(1, 2).all()
     if labels == "search":
@@ -865,22 +868,22 @@ def test_labels_are_made_by_a_function(llm, scored):
     def the_first(lists, most):
         return np.tile(np.arange(lists.scores.shape[2]) == 0, (len(lists), 1)).astype(float)
 
-    reranker = RouteHeadReranker(llm=llm, labels=the_first, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    reranker = by_options(llm=llm, labels=the_first, **SMALL).fit(scored["train"], TRAIN_QRELS)
     assert reranker.router_.report["labels"] == "the_first"
     assert set(reranker.labels_["heads"]) == {str(reranker.router_.pool.heads[0])}
     with pytest.raises(ValueError, match="no label recipe 'serach'; known: search"):
-        RouteHeadReranker(llm=llm, labels="serach", **SMALL).fit(scored["train"], TRAIN_QRELS)
+        by_options(llm=llm, labels="serach", **SMALL).fit(scored["train"], TRAIN_QRELS)
 
 
 def test_the_pool_keeps_to_the_layers_wanted(llm, scored):
-    reranker = RouteHeadReranker(llm=llm, max_layer=2, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    reranker = by_options(llm=llm, max_layer=2, **SMALL).fit(scored["train"], TRAIN_QRELS)
     assert {head.layer for head in reranker.router_.pool} <= {0, 1}
 
 
 def test_depth_cuts_what_is_learnt_from(llm, scored):
     cut = scored["train"][scored["train"]["rank"] < 4]
-    one = RouteHeadReranker(llm=llm, depth=4, **SMALL).fit(scored["train"], TRAIN_QRELS)
-    other = RouteHeadReranker(llm=llm, **SMALL).fit(cut, TRAIN_QRELS)
+    one = by_options(llm=llm, depth=4, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    other = by_options(llm=llm, **SMALL).fit(cut, TRAIN_QRELS)
     assert one.router_.pool.heads == other.router_.pool.heads
     pd.testing.assert_frame_equal(one.labels_, other.labels_)
     assert one.left_out_ == other.left_out_ > 0
@@ -889,8 +892,8 @@ def test_depth_cuts_what_is_learnt_from(llm, scored):
 def test_depth_cuts_what_weights_are_learnt_from_and_what_they_rank(llm, scored):
     options = {"llm": llm, "weighting": "logit", "first_stage_weight": 1.5, **SMALL}
     train, valid = (scored[name][scored[name]["rank"] < 4] for name in ("train", "valid"))
-    one = RouteHeadReranker(depth=4, **options).fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
-    other = RouteHeadReranker(**options).fit(train, TRAIN_QRELS, valid, VALID_QRELS)
+    one = by_options(depth=4, **options).fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
+    other = by_options(**options).fit(train, TRAIN_QRELS, valid, VALID_QRELS)
     pd.testing.assert_frame_equal(one.report_, other.report_)
     for name, array in one.router_.weights.items():
         np.testing.assert_array_equal(array, other.router_.weights[name])
@@ -910,7 +913,7 @@ def test_depth_cuts_what_weights_are_learnt_from_and_what_they_rank(llm, scored)
 
 @pytest.mark.parametrize("inp", ["text", "vectors"])
 def test_weights_keep_to_the_layers_wanted(llm, scored, inp):
-    reranker = RouteHeadReranker(llm=llm, weighting="logit", max_layer=0.5, layer=0, routed_heads=True, **SMALL)
+    reranker = by_options(llm=llm, weighting="logit", max_layer=0.5, layer=0, routed_heads=True, **SMALL)
     train, valid = (TRAIN, VALID) if inp == "text" else (scored["train"], scored["valid"])
     reranker.fit(train, TRAIN_QRELS, valid, VALID_QRELS)
     assert {head.layer for head in reranker.router_.pool} == {0, 1}
@@ -930,10 +933,10 @@ def test_weights_keep_to_the_layers_wanted(llm, scored, inp):
 
 
 def test_fit_again_with_another_weighting_starts_anew(llm, fitted, scored):
-    reranker = RouteHeadReranker(llm=llm, **SMALL)
+    reranker = by_options(llm=llm, **SMALL)
     found = []
     for weighting in ("logit", "even", "logit"):
-        reranker.weighting = weighting
+        reranker.extensions = Extensions(weighting=weighting)
         reranker.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
         assert reranker.router_.selection.weighting == weighting
         found.append(reranker(scored["valid"]))
@@ -945,7 +948,7 @@ def test_fit_again_with_another_weighting_starts_anew(llm, fitted, scored):
 @pytest.mark.parametrize("inp", ["text", "vectors"])
 def test_a_router_with_evidence_is_learnt(llm, scored, inp):
     train, valid = (TRAIN, VALID) if inp == "text" else (scored["train"], scored["valid"])
-    reranker = RouteHeadReranker(llm=llm, evidence=True, **SMALL).fit(train, TRAIN_QRELS, valid, VALID_QRELS)
+    reranker = by_options(llm=llm, evidence=True, **SMALL).fit(train, TRAIN_QRELS, valid, VALID_QRELS)
     assert reranker.router_.uses_evidence
     columns = scored["train"]["head_reading"].iloc[0].columns(list(reranker.router_.pool))
     told = [
@@ -986,7 +989,7 @@ def chosen(reranker, inp):
 def test_selection_arguments_override_those_of_a_given_router(llm, scored, made_with, given):
     router = router_for(model_identity(llm), **made_with)
     wanted = router.with_selection(Selection(**made_with | given))
-    by_hand = RouteHeadReranker(router, llm=llm, routed_heads=True, **given)
+    by_hand = by_options(router, llm=llm, routed_heads=True, **given)
     expected = RouteHeadReranker(wanted, llm=llm, routed_heads=True)
     pd.testing.assert_frame_equal(by_hand(scored["valid"]), expected(scored["valid"]))
     same_ranking(by_hand(VALID), expected(VALID))
@@ -998,39 +1001,39 @@ def test_selection_arguments_override_those_of_a_given_router(llm, scored, made_
 
 def test_a_routers_own_numbers_are_what_arguments_are_checked_against(llm, scored):
     wide = router_for(model_identity(llm), max_heads=12)
-    widely = RouteHeadReranker(wide, min_heads=9, routed_heads=True, llm=llm)
+    widely = RouteHeadReranker(wide, extensions=Extensions(min_heads=9), routed_heads=True, llm=llm)
     assert chosen(widely, scored["valid"]).map(len).eq(4).all()  # the pool
     narrow = router_for(model_identity(llm), max_heads=2)
     with pytest.raises(ValueError, match=r"^min_heads is at most max_heads \(2\), got 3$"):
-        RouteHeadReranker(narrow, min_heads=3)
+        RouteHeadReranker(narrow, extensions=Extensions(min_heads=3))
     many = router_for(model_identity(llm), min_heads=3)
     with pytest.raises(ValueError, match=r"^max_heads=2 is below the min_heads=3 that the router was made with: set"):
         RouteHeadReranker(many, max_heads=2)
-    two = RouteHeadReranker(many, max_heads=2, min_heads=2, routed_heads=True, llm=llm)
+    two = RouteHeadReranker(many, max_heads=2, extensions=Extensions(min_heads=2), routed_heads=True, llm=llm)
     assert chosen(two, scored["valid"]).map(len).eq(2).all()
     for router, weighting in ((wide, "logit"), (router_for(model_identity(llm), weighting="logit"), "even")):
         with pytest.raises(ValueError, match=f"with {weighting!r} its logits mean something else: fit again"):
-            RouteHeadReranker(router, weighting=weighting)
+            RouteHeadReranker(router, extensions=Extensions(weighting=weighting))
 
 
 def test_a_fitted_reranker_chooses_as_it_was_fitted_to(llm, scored):
-    reranker = RouteHeadReranker(llm=llm, routed_heads=True, **SMALL | {"max_heads": 12, "min_heads": 9})
+    reranker = by_options(llm=llm, routed_heads=True, **SMALL | {"max_heads": 12, "min_heads": 9})
     reranker.fit(scored["train"], TRAIN_QRELS)
     assert reranker.router_.selection == Selection(max_heads=12, min_heads=9)
     expected = reranker(scored["valid"])
     assert expected["routed_heads"].map(len).eq(6).all()  # the pool
     reranker.max_heads = None  # as the router was made to
     pd.testing.assert_frame_equal(reranker(scored["valid"]), expected)
-    reranker.max_heads, reranker.min_heads = 3, 1
+    reranker.max_heads, reranker.extensions = 3, Extensions(min_heads=1)
     assert reranker(scored["valid"])["routed_heads"].map(len).le(3).all()
     assert reranker.router_.selection == Selection(max_heads=12, min_heads=9)
 
 
 def test_how_a_fitted_reranker_chooses_can_be_changed(fitted, scored):
     wide = copy.copy(fitted)
-    wide.max_heads, wide.min_heads, wide.routed_heads = 5, 5, True
+    wide.max_heads, wide.extensions, wide.routed_heads = 5, Extensions(min_heads=5), True
     assert wide(scored["valid"])["routed_heads"].map(len).eq(5).all()
-    wide.max_heads, wide.min_heads = 1, 1
+    wide.max_heads, wide.extensions = 1, Extensions(min_heads=1)
     assert wide(scored["valid"])["routed_heads"].map(len).eq(1).all()
 
 
@@ -1043,7 +1046,7 @@ def kept_its_start(told):
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword")
 def test_f7_a_router_that_kept_its_start_says_so(llm, scored):
-    reranker = RouteHeadReranker(llm=llm, **SMALL | {"training": {"epochs": 0}})
+    reranker = by_options(llm=llm, **SMALL | {"training": RouterTraining(epochs=0)})
     with pytest.warns(
         UserWarning,
         match="no epoch of training ranked the 3 held-out queries better than the router as it started: it has learnt "
@@ -1057,23 +1060,27 @@ def test_f7_a_router_that_kept_its_start_says_so(llm, scored):
     assert repr(reranker.router_).endswith(", kept its start: nearly the same heads for every query>")
 
 
-@pytest.mark.parametrize("training", [{"epochs": 4, "learning_rate": 0.05}, {"epochs": 0, "start": "ridge"}], ids=str)
+@pytest.mark.parametrize(
+    "training",
+    [RouterTraining(epochs=4, learning_rate=0.05), RouterTraining(epochs=0, start="ridge")],
+    ids=["trained", "ridge"],
+)
 def test_f7_a_router_that_has_learnt_says_nothing(llm, scored, training):
     """By training, or by the ridge regression that it starts from."""
-    reranker = RouteHeadReranker(llm=llm, **SMALL | {"training": training, "labels": "search"})
+    reranker = by_options(llm=llm, **SMALL | {"training": training, "labels": "search"})
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         reranker.fit(scored["train"], TRAIN_QRELS)
     assert not kept_its_start(told)
     assert reranker.router_.report["kept its start"] is False
-    assert (reranker.router_.report["epoch"] > 0) == (training["epochs"] > 0)
+    assert (reranker.router_.report["epoch"] > 0) == (training.epochs > 0)
     assert "start" not in repr(reranker.router_)
 
 
 def test_f7_the_report_says_whether_the_best_epoch_is_the_first(llm, scored):
     found = set()
     for labels, seed in product(("search", "shrunk"), range(3)):
-        reranker = RouteHeadReranker(llm=llm, labels=labels, seed=seed, **SMALL)
+        reranker = by_options(llm=llm, labels=labels, seed=seed, **SMALL)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             reranker.fit(scored["train"], TRAIN_QRELS)
@@ -1105,7 +1112,7 @@ def test_f31_warnings_point_at_the_users_line(llm, scored, verbose, piped, capsy
     )  # fmt: skip
 
     def made(router, llm=llm, **given):
-        own = RouteHeadReranker(router, llm=llm, verbose=verbose, **given)
+        own = by_options(router, llm=llm, verbose=verbose, **given)
         return pt.Transformer.identity() >> own if piped else own
 
     overflowing, otherwise = made(router, toy_llm(context=420)), made(router, document_order="best_first")
@@ -1118,7 +1125,7 @@ def test_f31_warnings_point_at_the_users_line(llm, scored, verbose, piped, capsy
         found, expected = warned("were learnt for first_stage_weight=0.5, not 2", lambda inp=inp: unlike(inp))
         assert found == expected
     if not piped:
-        fitting = RouteHeadReranker(llm=llm, verbose=verbose, **SMALL | {"training": {"epochs": 0}})
+        fitting = by_options(llm=llm, verbose=verbose, **SMALL | {"training": RouterTraining(epochs=0)})
         for inp in (TRAIN, scored["train"]):
             found, expected = warned("it has learnt nothing", lambda inp=inp: fitting.fit(inp, TRAIN_QRELS))
             assert found == expected
@@ -1127,7 +1134,7 @@ def test_f31_warnings_point_at_the_users_line(llm, scored, verbose, piped, capsy
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword")
 def test_f31_a_pipelines_fit_warns_at_the_users_line(llm):
-    pipeline = AttentionHeadScorer(llm=llm) >> RouteHeadReranker(llm=llm, **SMALL | {"training": {"epochs": 0}})
+    pipeline = AttentionHeadScorer(llm=llm) >> by_options(llm=llm, **SMALL | {"training": RouterTraining(epochs=0)})
     found, expected = warned("it has learnt nothing", lambda: pipeline.fit(TRAIN, TRAIN_QRELS, VALID, VALID_QRELS))
     assert found == expected
 
@@ -1148,7 +1155,7 @@ def test_a_saved_router_ranks_the_same(fitted, scored, llm, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"evidence": True}, {"depth": 5, "first_stage_weight": 2.0}], ids=str)
 def test_saved_weights_rank_the_same(scored, llm, tmp_path, options):
-    fitted = RouteHeadReranker(llm=llm, weighting="logit", **options, **SMALL)
+    fitted = by_options(llm=llm, extensions=Extensions(weighting="logit"), **options, **SMALL)
     fitted.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
     expected, on_text = fitted(scored["valid"]), fitted(VALID)
     loaded = fitted.router_.save(tmp_path / "router")
@@ -1156,12 +1163,12 @@ def test_saved_weights_rank_the_same(scored, llm, tmp_path, options):
     ranking = {name: value for name, value in options.items() if name != "evidence"}
     thawed = pickle.loads(pickle.dumps(fitted))
     thawed.llm = llm
-    for reranker in (RouteHeadReranker(loaded, llm=llm, **ranking), thawed, copy.deepcopy(fitted)):
+    for reranker in (by_options(loaded, llm=llm, **ranking), thawed, copy.deepcopy(fitted)):
         out = reranker(scored["valid"])
         assert out["score"].tolist() == expected["score"].tolist()
         assert out["rank"].tolist() == expected["rank"].tolist()
         same_ranking(reranker(VALID), on_text)
-    even = RouteHeadReranker(loaded.with_selection(Selection()), llm=llm, **ranking)(scored["valid"])
+    even = by_options(loaded.with_selection(Selection()), llm=llm, **ranking)(scored["valid"])
     assert not np.allclose(even["score"], expected["score"])
 
 
@@ -1214,7 +1221,7 @@ def test_routing_is_one_of_several_behind_a_scorer(llm, router):
 def test_a_list_of_equal_documents_can_be_learnt_from(llm):
     twins = pd.concat([TRAIN, frame({"twins": ["tea", "tea"]})], ignore_index=True)
     qrels = pd.concat([TRAIN_QRELS, pd.DataFrame([{"qid": "twins", "docno": "twins-d0", "label": 1}])])
-    reranker = RouteHeadReranker(llm=llm, document_attention="blockwise", **SMALL)
+    reranker = by_options(llm=llm, document_attention="blockwise", **SMALL)
     assert np.isfinite(reranker.fit(twins, qrels, VALID, VALID_QRELS).report_["loss"]).all()
 
 
@@ -1230,12 +1237,12 @@ def test_tail_states_are_looked_up_by_each_rows_own_reading(llm, scored):
 def test_tail_states_of_validation_queries_are_looked_up_by_their_own_reading(llm, scored):
     other = AttentionHeadScorer(llm=llm, hidden_layers=[0])(VALID)
     with pytest.raises(ValueError, match=r"hidden_state holds the layers \[0\], the router needs 1"):
-        RouteHeadReranker(source="tail", layer=1, **SMALL).fit(scored["train"], TRAIN_QRELS, other, VALID_QRELS)
+        by_options(source="tail", layer=1, **SMALL).fit(scored["train"], TRAIN_QRELS, other, VALID_QRELS)
 
 
 def test_tail_validation_on_text(llm, scored):
     with pytest.raises(ValueError, match="source='tail' needs the column 'hidden_state'"):
-        RouteHeadReranker(llm=llm, source="tail", layer=1, **SMALL).fit(
+        by_options(llm=llm, extensions=Extensions(source="tail"), layer=1, **SMALL).fit(
             scored["train"], TRAIN_QRELS, VALID, VALID_QRELS)
 
 
@@ -1249,13 +1256,13 @@ def test_sliding_windows_are_warned_of_once():
 
 @pytest.mark.parametrize("verbose", [True, False])
 def test_training_shows_its_progress_if_asked_to(llm, scored, capsys, verbose):
-    RouteHeadReranker(llm=llm, verbose=verbose, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    by_options(llm=llm, verbose=verbose, **SMALL).fit(scored["train"], TRAIN_QRELS)
     assert ("held-out nDCG@10" in capsys.readouterr().err) == verbose
 
 
 def test_other_weighting_after_fit_is_refused(llm, scored):
-    reranker = RouteHeadReranker(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS)
-    reranker.weighting = "logit"
+    reranker = by_options(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS)
+    reranker.extensions = Extensions(weighting="logit")
     with pytest.raises(ValueError, match="logit"):
         reranker(scored["valid"])
 
@@ -1291,7 +1298,7 @@ def test_fit_refuses_uncalibrated_scores_before_a_model_is_loaded():
 
 
 def test_a_first_stage_weight_unlike_the_learnt_one_warns_once_something_is_ranked(llm, scored):
-    reranker = RouteHeadReranker(llm=llm, weighting="logit", first_stage_weight=0.5, **SMALL)
+    reranker = by_options(llm=llm, extensions=Extensions(weighting="logit"), first_stage_weight=0.5, **SMALL)
     reranker.fit(scored["train"], TRAIN_QRELS, scored["valid"], VALID_QRELS)
     reranker.first_stage_weight = 2.0
     with warnings.catch_warnings():

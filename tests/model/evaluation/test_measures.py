@@ -14,6 +14,7 @@ from pyterrier_routehead import (
     ICRReranker,
     QRHeadReranker,
     RouteHeadReranker,
+    RouterTraining,
     StaticHeadReranker,
 )
 from pyterrier_routehead.evaluation.measures import ideal_dcg, ndcg
@@ -143,7 +144,7 @@ def test_labels_and_epochs_of_a_router_are_told_by_it(vaswani, first_stage_weigh
         max_heads=2,
         labels="search",
         first_stage_weight=first_stage_weight,
-        training={"epochs": 3},
+        training=RouterTraining(epochs=3),
         verbose=False,
     ).fit(train, qrels, valid, qrels)
     best = router.report_["held-out nDCG@10"].max()

@@ -23,7 +23,7 @@ from pyterrier_routehead.reading.reading import ModelIdentity
 from pyterrier_routehead.routing.labels import make_labels
 from pyterrier_routehead.routing.router import EVIDENCE_NAMES, WEIGHT_NAMES, choose
 from pyterrier_routehead.routing.search import PaddedLists, list_ndcg, own_ideal, standardised_lists
-from pyterrier_routehead.routing.settings import FOR_LOGITS, TrainingSettings
+from pyterrier_routehead.routing.settings import FOR_LABELS, FOR_LOGITS, RouterTraining
 from pyterrier_routehead.routing.state import QueryState
 from pyterrier_routehead.routing.training import RoutingData, _Router, ridge_regression, train
 
@@ -126,7 +126,7 @@ def test_what_is_trained_with_torch_is_applied_with_numpy(evidence):
     data = RoutingData(states, None, told, (generator.random((20, 3)) < 0.4).astype(float))
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = _Router(data, Selection(), TrainingSettings(size=6)).eval()
+        model = _Router(data, Selection(), RouterTraining(size=6)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += torch.randn_like(parameter)
@@ -655,7 +655,7 @@ def best_static(data, test, most=2):
 
 
 TRAIN, VALID, TEST = with_labels(planted(0, 300)), planted(1, 100), planted(2, 200)
-FAST = TrainingSettings(epochs=40, patience=10, learning_rate=1e-2)
+FAST = RouterTraining(epochs=40, patience=10, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -691,7 +691,7 @@ def test_the_list_itself_can_tell_which_heads_to_take():
         return RoutingData(data.states, data.lists, evidence, data.targets)
 
     data, valid, test = (told(planted(seed, count, rule=False)) for seed, count in ((6, 300), (7, 100), (8, 200)))
-    weights, _ = train(with_labels(data), valid, LEARNT, TrainingSettings(epochs=40, learning_rate=3e-2))
+    weights, _ = train(with_labels(data), valid, LEARNT, RouterTraining(epochs=40, learning_rate=3e-2))
     assert set(EVIDENCE_NAMES) <= set(weights)
     quality = routed(weights, test).mean()
     assert quality > 0.85
@@ -704,7 +704,7 @@ def test_the_seed_decides_the_weights(learnt):
     assert report.equals(again_report)
     for name, array in weights.items():
         np.testing.assert_array_equal(array, again[name])
-    other, _ = train(TRAIN, VALID, LEARNT, TrainingSettings(epochs=2, seed=1))
+    other, _ = train(TRAIN, VALID, LEARNT, RouterTraining(epochs=2), seed=1)
     for name in ("projection", "head_embeddings"):
         assert not np.allclose(weights[name], other[name])
 
@@ -712,13 +712,13 @@ def test_the_seed_decides_the_weights(learnt):
 def test_torchs_own_random_numbers_are_left_alone():
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    train(TRAIN, VALID, LEARNT, TrainingSettings(epochs=1))
+    train(TRAIN, VALID, LEARNT, RouterTraining(epochs=1))
     assert torch.equal(torch.random.get_rng_state(), before)
     # ... and do not matter.
     reports = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        reports.append(train(TRAIN, VALID, LEARNT, TrainingSettings(epochs=2))[1])
+        reports.append(train(TRAIN, VALID, LEARNT, RouterTraining(epochs=2))[1])
     assert reports[0].equals(reports[1])
 
 
@@ -732,7 +732,7 @@ def by_chance(share, count=200):
 def test_sparsity_leaves_fewer_heads():
     sizes = []
     for sparsity in (0.0, 1.0, 10.0):
-        settings = TrainingSettings(epochs=20, patience=20, learning_rate=1e-2, sparsity=sparsity)
+        settings = RouterTraining(epochs=20, patience=20, learning_rate=1e-2, sparsity=sparsity)
         _, report = train(by_chance(0.55), VALID, Selection(), settings)
         sizes.append(report["chosen heads"].iloc[-1])
     assert sizes[0] > sizes[1] > sizes[2]
@@ -744,7 +744,7 @@ def test_sparsity_leaves_fewer_heads():
 )
 def test_positive_labels_weigh_as_much_as_negatives_up_to_a_limit(balance, threshold, heads):
     """A fifth of the labels is positive: probabilities go to .2 unweighted, to .33 at weight 2, to .5 at most."""
-    settings = TrainingSettings(
+    settings = RouterTraining(
         epochs=40, patience=40, learning_rate=3e-2, sparsity=0.0, balance=balance, query_ridge=100.0
     )
     _, report = train(by_chance(0.2), VALID, Selection(threshold=threshold), settings)
@@ -754,7 +754,7 @@ def test_positive_labels_weigh_as_much_as_negatives_up_to_a_limit(balance, thres
 def test_dropout_makes_it_harder_to_learn_by_heart():
     losses = []
     for share in (0.0, 0.5):
-        settings = TrainingSettings(epochs=60, patience=60, learning_rate=3e-2, dropout=share)
+        settings = RouterTraining(epochs=60, patience=60, learning_rate=3e-2, dropout=share)
         _, report = train(by_chance(0.5, count=20), VALID, Selection(), settings)
         losses.append(report["labels"].iloc[1:].min())
     assert losses[0] < losses[1] - 0.1
@@ -762,7 +762,7 @@ def test_dropout_makes_it_harder_to_learn_by_heart():
 
 @pytest.mark.parametrize("target", [2, 6])
 def test_a_target_size_draws_the_probabilities_sum_towards_it(target):
-    settings = TrainingSettings(
+    settings = RouterTraining(
         epochs=40, patience=40, learning_rate=1e-2, dropout=0.0, sparsity=200.0, target_size=target
     )
     _, report = train(by_chance(0.5), VALID, Selection(), settings)
@@ -784,7 +784,7 @@ def test_the_ranking_loss_takes_lists_of_unlike_lengths():
     gains = np.where(there, data.lists.gains, 0)
     lists = PaddedLists(data.lists.scores * there[..., None], gains, there, own_ideal(gains))
     data = with_labels(RoutingData(data.states, lists))
-    weights, report = train(data, VALID, LEARNT, TrainingSettings(epochs=3, ranking=1.0))
+    weights, report = train(data, VALID, LEARNT, RouterTraining(epochs=3, ranking=1.0))
     assert np.isfinite(report.to_numpy()).all()
     assert all(np.isfinite(array).all() for array in weights.values())
 
@@ -805,7 +805,7 @@ def test_the_report_has_a_row_for_each_epoch_and_the_best_epoch_is_kept(learnt):
 
 def test_training_ends_when_held_out_queries_have_not_been_ranked_better_for_some_epochs():
     data = with_labels(planted(3, 60, rule=False))
-    settings = TrainingSettings(epochs=60, patience=3)
+    settings = RouterTraining(epochs=60, patience=3)
     weights, report = train(data, planted(4, 40, rule=False), LEARNT, settings)
     quality = report["held-out nDCG@10"]
     best = int(quality.idxmax())
@@ -815,7 +815,7 @@ def test_training_ends_when_held_out_queries_have_not_been_ranked_better_for_som
 
 
 def test_without_epochs_a_router_follows_the_labels_frequencies():
-    weights, report = train(TRAIN, VALID, LEARNT, TrainingSettings(epochs=0))
+    weights, report = train(TRAIN, VALID, LEARNT, RouterTraining(epochs=0))
     assert len(report) == 1
     rate = np.clip(TRAIN.targets.mean(axis=0), 0.01, 0.99)
     np.testing.assert_allclose(1 / (1 + np.exp(-weights["bias"])), rate, atol=1e-5)
@@ -850,7 +850,7 @@ def test_saved_weights_are_the_same(tmp_path):
 
 
 LOGITS = Selection(weighting="logit")
-ON_RANKING = TrainingSettings(epochs=40, learning_rate=1e-2, **FOR_LOGITS | {"query_ridge": 0.0, "weight_decay": 0.0})
+ON_RANKING = RouterTraining(epochs=40, learning_rate=1e-2, **FOR_LOGITS | {"query_ridge": 0.0, "weight_decay": 0.0})
 
 
 def signed_lists(seed, count=200, documents=8):
@@ -981,7 +981,7 @@ def test_the_ridge_regression_is_the_textbooks_with_the_penalty_of_the_least_gcv
 
 @pytest.mark.parametrize("size", [2, 32])
 def test_a_router_can_start_from_the_ridge_regression(size):
-    settings = TrainingSettings(start="ridge", epochs=0, size=size)
+    settings = RouterTraining(start="ridge", epochs=0, size=size)
     data = with_labels(planted(0, 300), "utility")
     weights, report = train(data, VALID, LEARNT, settings)
     assert len(report) == 1
@@ -1017,37 +1017,31 @@ def test_a_planted_rule_is_learnt_from_the_ridge_regression():
 )
 def test_settings_of_training_that_cannot_be_are_refused(wrong, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
-        TrainingSettings(**wrong)
+        RouterTraining(**wrong)
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(TrainingSettings)])
+@pytest.mark.parametrize("name", [field.name for field in fields(RouterTraining)])
 def test_f23_settings_of_training_of_another_type_are_refused(name):
     wrong = [True, [1], "3", None]
-    if name in ("size", "batch_size", "epochs", "patience", "seed"):
+    if name in ("size", "batch_size", "epochs", "patience"):
         wrong.append(2.0)
     for value in wrong:
-        if name == "target_size" and value is None:
+        if value is None and name in ("target_size", *FOR_LABELS):
             continue
         if name == "start" and value == "3":
             continue
         with pytest.raises(TypeError, match=f"^{name} is .*, got {re.escape(repr(value))}$"):
-            TrainingSettings(**{name: value})
+            RouterTraining(**{name: value})
 
 
-def test_f23_unknown_settings_of_training_list_the_known_ones():
-    with pytest.raises(TypeError, match=r"^training has no setting 'lr': start, size, dropout, .*, seed$"):
-        TrainingSettings.of({"epochs": 3, "lr": 0.1}, seed=0, by_logits=False)
-    with pytest.raises(TypeError, match=r"^training is a mapping of settings by name, got 'epochs'$"):
-        TrainingSettings.of("epochs", seed=0, by_logits=False)
-    own = TrainingSettings.of({"epochs": 3}, seed=5, by_logits=False)
-    assert own == TrainingSettings(epochs=3, seed=5)
-    assert TrainingSettings.of({"seed": 6, "ridge": 2.0}, seed=5, by_logits=True) == TrainingSettings(
-        **FOR_LOGITS | {"seed": 6, "ridge": 2.0}
-    )
+def test_what_training_is_not_told_suits_how_heads_are_weighed():
+    assert RouterTraining(epochs=3).resolved(by_logits=False) == RouterTraining(epochs=3, **FOR_LABELS)
+    assert RouterTraining(ridge=2.0).resolved(by_logits=True) == RouterTraining(**FOR_LOGITS | {"ridge": 2.0})
+    assert FOR_LABELS.keys() == FOR_LOGITS.keys()
 
 
 def test_a_list_that_all_heads_score_alike_does_not_spoil_training():
     lists = replace(TRAIN.lists, scores=TRAIN.lists.scores.copy())
     lists.scores[0] = 0
-    _, report = train(replace(TRAIN, lists=lists), VALID, LEARNT, TrainingSettings(epochs=2))
+    _, report = train(replace(TRAIN, lists=lists), VALID, LEARNT, RouterTraining(epochs=2))
     assert np.isfinite(report.to_numpy()).all()

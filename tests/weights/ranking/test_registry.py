@@ -14,6 +14,7 @@ from pyterrier_routehead import (
     PUBLISHED,
     AttentionHeadScorer,
     CoReHeadReranker,
+    Extensions,
     FrozenLLM,
     MismatchError,
     NotFittedError,
@@ -422,8 +423,9 @@ def test_smollm2_is_routed_by_name(document_attention, smollm2):
 
 @needs_weights
 def test_the_bundled_router_chooses_as_the_arguments_say(smollm2):
-    few = RouteHeadReranker("smollm2-135m", max_heads=2, min_heads=2, routed_heads=True, llm=smollm2)(ANIMALS)
+    shared = {"routed_heads": True, "llm": smollm2}
+    few = RouteHeadReranker("smollm2-135m", max_heads=2, extensions=Extensions(min_heads=2), **shared)(ANIMALS)
     assert {len(heads) for heads in few["routed_heads"]} == {2}
-    static = RouteHeadReranker("smollm2-135m", unsure=1.0, routed_heads=True, llm=smollm2)(ANIMALS)
+    static = RouteHeadReranker("smollm2-135m", extensions=Extensions(unsure=1.0), **shared)(ANIMALS)
     pool = named_router("smollm2-135m").pool.heads
     assert set(static["routed_heads"].iloc[0]) == set(map(str, pool[:8]))
