@@ -26,7 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from ..common.errors import UnsupportedArchitectureError
 from ..heads import Head
 from ..prompt.build import ListPrompt
-from .aggregate import DocumentTokens
+from .aggregate import AGGREGATIONS, PLAIN, Aggregation, DocumentTokens
 from .exact import LayerAttention, causal_attention, masked_attention
 from .patterns import ReadingPattern
 from .visibility import Visibility, layer_visibility
@@ -177,27 +177,39 @@ class ListAttention:
     Attributes:
         raw: attention of the query rows to each document, fp32 [documents] per head.
         null: the same of the content-free query's rows.
-        filtered: calibrated, after the 2-sigma filter per head.
-        token_sum: calibrated attention summed over the chosen heads, fp32 [document tokens].
+        aggregated: scores by the aggregations per head that are not linear, by name: fp32 [documents] per head;
+            calibrated if there is a content-free query.
+        token_sum: attention summed over the chosen heads, calibrated alike, fp32 [document tokens].
         hidden: mean hidden state of the query rows after a layer, fp32 [hidden size] per layer.
     """
 
     tokens: DocumentTokens
     raw: dict[Head, torch.Tensor] = field(default_factory=dict)
     null: dict[Head, torch.Tensor] = field(default_factory=dict)
-    filtered: dict[Head, torch.Tensor] = field(default_factory=dict)
+    aggregated: dict[str, dict[Head, torch.Tensor]] = field(default_factory=dict)
     token_sum: torch.Tensor | float = 0.0
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def add(self, heads: list[Head], attention: torch.Tensor, null: torch.Tensor | None) -> None:
         """Take in the attention [heads, document tokens] of some heads, and that of the content-free query."""
-        self.raw.update(zip(heads, self.tokens.sum(attention), strict=True))
-        if null is None:
-            return
-        calibrated = attention - null
-        self.null.update(zip(heads, self.tokens.sum(null), strict=True))
-        self.filtered.update(zip(heads, self.tokens.filtered_sum(calibrated), strict=True))
-        self.token_sum = self.token_sum + calibrated.sum(dim=0)
+        self.raw.update(zip(heads, PLAIN.aggregate(self.tokens, attention), strict=True))
+        if null is not None:
+            self.null.update(zip(heads, PLAIN.aggregate(self.tokens, null), strict=True))
+            attention = attention - null
+        for aggregation in nonlinear_aggregations(calibrate=null is not None):
+            if aggregation.per_head:
+                scores = zip(heads, aggregation.aggregate(self.tokens, attention), strict=True)
+                self.aggregated.setdefault(aggregation.name, {}).update(scores)
+        self.token_sum = self.token_sum + attention.sum(dim=0)
+
+
+def nonlinear_aggregations(*, calibrate: bool) -> list[Aggregation]:
+    """The aggregations that need the attention on single tokens, as far as they can do without calibration."""
+    return [
+        aggregation
+        for aggregation in AGGREGATIONS.values()
+        if not aggregation.linear and (calibrate or not aggregation.needs_calibration)
+    ]
 
 
 class TailPass:

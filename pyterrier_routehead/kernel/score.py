@@ -13,7 +13,8 @@ import numpy as np
 from ..common.errors import ListTooLongError, UnsupportedArchitectureError
 from ..heads import Head
 from ..prompt.build import DocumentBlock, ListPrompt
-from .attention import DocumentPass, EncodedDocuments, ListAttention, TailPass
+from .aggregate import FILTERED
+from .attention import DocumentPass, EncodedDocuments, ListAttention, TailPass, nonlinear_aggregations
 from .patterns import DEFAULT_PATTERN, PATTERNS, positions_taken
 from .scores import ListScores
 
@@ -158,7 +159,10 @@ def _list_scores(read: ListAttention, prompt: ListPrompt, heads: Sequence[Head],
         return torch.stack([columns[head] for head in heads], dim=1).cpu().numpy()[place]
 
     hidden = {layer: state.cpu().numpy() for layer, state in read.hidden.items()}
-    if not calibrate:
-        return ListScores(matrix(read.raw), None, None, None, hidden)
-    summed = read.tokens.filtered_sum(read.token_sum).cpu().numpy()[place]
-    return ListScores(matrix(read.raw), matrix(read.null), matrix(read.filtered), summed, hidden)
+    aggregated = {name: matrix(by_head) for name, by_head in read.aggregated.items()}
+    for aggregation in nonlinear_aggregations(calibrate=calibrate):
+        if not aggregation.per_head:
+            summed = aggregation.aggregate(read.tokens, torch.as_tensor(read.token_sum))
+            aggregated[aggregation.name] = summed.cpu().numpy()[place]
+    filtered = aggregated.pop(FILTERED.name, None)
+    return ListScores(matrix(read.raw), matrix(read.null) if calibrate else None, filtered, aggregated or None, hidden)
