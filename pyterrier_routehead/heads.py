@@ -44,7 +44,7 @@ def parse_heads(heads: HeadsLike) -> tuple[Head, ...]:
     return parsed
 
 
-def _parse_head(item: object) -> Head:
+def _parse_head(item: tuple[int, int] | str) -> Head:
     try:
         layer, head = item.strip().split("-") if isinstance(item, str) else item
         named = Head(int(layer), int(head))

@@ -1,16 +1,17 @@
 """Checks of arguments: a wrong type is a TypeError, a wrong value a ValueError, by the name that the user typed."""
 
+import math
 import numbers
 from collections.abc import Collection
 
 
 def check_whole(name: str, value: object, *, least: int = 1, what: str = "number") -> int:
     """A whole number, as a plain int; a bool is none."""
-    said = f"{name} is a whole {what} from {least}, got {value!r}"
+    message = f"{name} is a whole {what} from {least}, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(said)
+        raise TypeError(message)
     if value < least:
-        raise ValueError(said)
+        raise ValueError(message)
     return int(value)
 
 
@@ -18,7 +19,7 @@ def check_number(name: str, value: object, *, what: str = "a finite number") -> 
     """A finite number, as a plain float; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {what}, got {value!r}")
-    if not float("-inf") < value < float("inf"):
+    if not math.isfinite(value):
         raise ValueError(f"{name} is {what}, got {value!r}")
     return float(value)
 
@@ -41,11 +42,11 @@ def check_flag(name: str, value: object) -> bool:
 
 def check_choice(name: str, value: object, allowed: Collection[str]) -> str:
     """One of some strings."""
-    said = f"{name} is one of {', '.join(map(repr, allowed))}, got {value!r}"
+    message = f"{name} is one of {', '.join(map(repr, allowed))}, got {value!r}"
     if not isinstance(value, str):
-        raise TypeError(said)
+        raise TypeError(message)
     if value not in allowed:
-        raise ValueError(said)
+        raise ValueError(message)
     return value
 
 

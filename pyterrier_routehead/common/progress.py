@@ -25,7 +25,8 @@ def with_progress(
     """
     if not shows_progress(verbose) or total == 0:
         return items
-    return pt.tqdm(items, total=total, unit=unit, desc=desc, delay=0 if verbose else _DELAY)
+    bar: Iterable[_Item] = pt.tqdm(items, total=total, unit=unit, desc=desc, delay=0 if verbose else _DELAY)
+    return bar
 
 
 def shows_progress(verbose: bool | None) -> bool:

@@ -22,14 +22,14 @@ def read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         with safe_open(file, framework="numpy") as opened:
             names = list(opened.keys())
             types = {name: opened.get_slice(name).get_dtype() for name in names}
-            if other := [f"{name!r} of {found}" for name, found in types.items() if found != "F32"]:
-                raise ValueError(f"its arrays are of float32 (F32), found {', '.join(other)}")
+            if wrong := [f"{name!r} of {found}" for name, found in types.items() if found != "F32"]:
+                raise ValueError(f"its arrays are of float32 (F32), found {', '.join(wrong)}")
             arrays = {name: opened.get_tensor(name) for name in names}
-            said = dict(opened.metadata() or {})
+            header = dict(opened.metadata() or {})
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     check_finite_arrays(arrays)
-    return arrays, said
+    return arrays, header
 
 
 def check_finite_arrays(arrays: dict[str, np.ndarray]) -> None:

@@ -91,9 +91,9 @@ def under_way(this_pass: "DocumentPass | TailPass | QueryPass") -> Iterator[None
 def hidden_state_hook(index: int) -> Callable[..., None]:
     """A forward hook for a layer, which hands its output to the pass that is under way, if that asks for it."""
 
-    def hook(module: object, args: object, output: object) -> None:
+    def hook(module: object, args: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         this_pass = _under_way.get()
-        if index in getattr(this_pass, "hidden_layers", ()):
+        if isinstance(this_pass, TailPass | QueryPass) and index in this_pass.hidden_layers:
             this_pass.read_hidden(index, output[0] if isinstance(output, tuple) else output)
 
     return hook
@@ -268,14 +268,14 @@ class TailPass:
             raise UnsupportedArchitectureError(f"its layer {index} had no attention when the documents were read")
         outputs = []
         for i, (rows, span) in enumerate(zip(self._rows, self.documents.spans, strict=True)):
-            own_query = query[:, :, rows]
+            list_query = query[:, :, rows]
             seen_key = torch.cat([self.documents.keys[index][:, :, span], key[:, :, rows]], dim=2)
             visible = self._visible(i, layer.window, query.device)
             if index in self.heads:
-                self._read(i, index, layer, own_query[0], seen_key[0], visible)
+                self._read(i, index, layer, list_query[0], seen_key[0], visible)
             if index < self.deepest or index in self.hidden_layers:
                 seen_value = torch.cat([self.documents.values[index][:, :, span], value[:, :, rows]], dim=2)
-                outputs.append(masked_attention(layer, own_query, seen_key, seen_value, visible))
+                outputs.append(masked_attention(layer, list_query, seen_key, seen_value, visible))
         if not outputs:
             raise ForwardDone
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -285,8 +285,8 @@ class TailPass:
         if hidden.dim() != 3:
             raise UnsupportedArchitectureError("its layers give more than one hidden state per token")
         for attention, rows, tails in zip(self.lists, self._rows, self.tails, strict=True):
-            own = hidden[0, rows.start : rows.start + len(tails[0])]
-            attention.hidden[index] = own.float().mean(dim=0)
+            query_rows = hidden[0, rows.start : rows.start + len(tails[0])]
+            attention.hidden[index] = query_rows.float().mean(dim=0)
         if index >= self.deepest:
             raise ForwardDone
 
@@ -296,14 +296,14 @@ class TailPass:
         """Attention of list i's rows: query [heads, rows, dim], key [key-value heads, keys, dim]."""
         lengths, columns = [len(tail) for tail in self.tails[i]], self._columns[i].to(key.device)
         for groups in self._head_groups(index, query, key):
-            chosen = [head for own in groups.values() for head in own]
+            chosen = [head for heads in groups.values() for head in heads]
             # Heads that share keys stand below each other: [groups, heads of a group * rows, dim]
-            rows = torch.stack([query[head.head] for head in chosen]).unflatten(0, (len(groups), -1)).flatten(1, 2)
+            rows = torch.stack([query[head.head] for head in chosen]).reshape(len(groups), -1, query.shape[2])
             keys = key if len(groups) == len(key) else torch.stack([key[group] for group in groups])
-            logits = layer.logits(rows, keys).unflatten(1, (-1, query.shape[1])).flatten(0, 1)
+            logits = layer.logits(rows, keys).reshape(len(chosen), query.shape[1], key.shape[1])
             attention = torch.softmax(logits.masked_fill_(~visible, -torch.inf), dim=-1)
             # Rows of the query, then rows of the content-free query: [heads, rows, keys] -> [heads, columns]
-            means = [part.mean(dim=1).index_select(-1, columns) for part in attention.split(lengths, dim=1)]
+            means = [part.mean(dim=1).index_select(-1, columns) for part in torch.split(attention, lengths, dim=1)]
             means = [mean.to(self._columns[i].device) for mean in means]
             self.lists[i].add(chosen, means[0], means[1] if len(means) > 1 else None)
 
@@ -331,8 +331,8 @@ class TailPass:
             documents = torch.tensor(self.documents.positions(prompt))
             tails = torch.tensor(self.positions[self._rows[i]])
             tail = torch.repeat_interleave(torch.tensor(lengths))
-            own = (tail[:, None] == tail) & (tails[:, None] >= tails)
-            visible = torch.cat([torch.ones(len(tails), len(documents), dtype=torch.bool), own], dim=1)
+            own_tail = (tail[:, None] == tail) & (tails[:, None] >= tails)
+            visible = torch.cat([torch.ones(len(tails), len(documents), dtype=torch.bool), own_tail], dim=1)
             if window is not None:
                 visible &= tails[:, None] - torch.cat([documents, tails]) < window
             self._masks[i, window, device] = visible.to(device)
@@ -384,7 +384,8 @@ def _running_ends(lengths: Iterable[int]) -> list[int]:
 
 def _document_columns(prompt: ListPrompt, device: torch.device | str) -> torch.Tensor:
     """Indices, among a list's packed tokens, of those that count for a document, in prompt order."""
-    columns, start = [], len(prompt.prefix)
+    columns: list[int] = []
+    start = len(prompt.prefix)
     for block in prompt.blocks:
         columns += range(start + block.start, start + block.stop)
         start += len(block.ids)

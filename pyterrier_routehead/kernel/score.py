@@ -97,7 +97,7 @@ def score_lists(
     llm.count_lists(len(prompts))
     llm.forward(tails)
     return [
-        _list_scores(own, prompt, heads, calibrate) for own, prompt in zip(tails.lists, prompts, strict=True)
+        _list_scores(read, prompt, heads, calibrate) for read, prompt in zip(tails.lists, prompts, strict=True)
     ]
 
 
@@ -126,24 +126,26 @@ def _encode(llm: RunsPasses, documents: EncodedDocuments, deepest: int) -> None:
     import torch
 
     # Some documents can go first; each pass encodes the few tokens of the prefix again.
+    keys: dict[int, list[torch.Tensor]] = {}
+    values: dict[int, list[torch.Tensor]] = {}
     for prompt in documents.prompts:
         for i, blocks in enumerate(_in_parts(prompt.blocks, TOKENS_AT_A_TIME)):
             part = EncodedDocuments([replace(prompt, blocks=blocks)], documents.pattern)
             llm.forward(DocumentPass(part, deepest))
             new = slice(len(prompt.prefix) if i else 0, None)
-            for whole, own in ((documents.keys, part.keys), (documents.values, part.values)):
-                for layer, states in own.items():
-                    whole.setdefault(layer, []).append(states[:, :, new])
-    for states in (documents.keys, documents.values):
-        for layer, parts in states.items():
-            states[layer] = torch.cat(parts, dim=2)
+            for parts, read in ((keys, part.keys), (values, part.values)):
+                for layer, states in read.items():
+                    parts.setdefault(layer, []).append(states[:, :, new])
+    for joined, parts in ((documents.keys, keys), (documents.values, values)):
+        for layer in list(parts):
+            joined[layer] = torch.cat(parts.pop(layer), dim=2)  # the parts of a layer are freed before the next
 
 
 def _in_parts(blocks: list[DocumentBlock], tokens: int) -> Iterator[list[DocumentBlock]]:
     """Blocks in order, in parts of some tokens at most where one block does not take more."""
     part: list[DocumentBlock] = []
     for block in blocks:
-        if part and sum(len(own.ids) for own in part) + len(block.ids) > tokens:
+        if part and sum(len(member.ids) for member in part) + len(block.ids) > tokens:
             yield part
             part = []
         part.append(block)

@@ -14,7 +14,7 @@ are read whole.
 import unicodedata
 from bisect import bisect_left
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -39,7 +39,7 @@ class FirmBorders:
 
     def first_reach(self, count: int) -> int | None:
         """How many characters to begin with in order to settle so many tokens; None where only all of them will do."""
-        model = getattr(getattr(self._tokenizer, "backend_tokenizer", None), "model", None)
+        model: Any = getattr(getattr(self._tokenizer, "backend_tokenizer", None), "model", None)
         if type(model).__name__ != "BPE" or model.dropout:
             return None
         if model.continuing_subword_prefix or model.end_of_word_suffix:  # the vocabulary does not read as text then
