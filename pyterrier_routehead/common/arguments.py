@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 
 def check_whole(name: str, value: object, *, least: int = 1, what: str = "number") -> int:
-    """A whole number, as a plain int; a bool is none."""
+    """An integer of at least ``least``, as a plain int; a bool is refused."""
     message = f"{name} is a whole {what} from {least}, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(message)
@@ -16,7 +16,7 @@ def check_whole(name: str, value: object, *, least: int = 1, what: str = "number
 
 
 def check_number(name: str, value: object, *, what: str = "a finite number") -> float:
-    """A finite number, as a plain float; a bool is none."""
+    """A finite number, as a plain float; a bool is refused."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {what}, got {value!r}")
     if not math.isfinite(value):
@@ -25,7 +25,7 @@ def check_number(name: str, value: object, *, what: str = "a finite number") -> 
 
 
 def check_share(name: str, value: object, *, inside: bool = False) -> float:
-    """A number from 0 to 1, or between the two."""
+    """A number from 0 to 1, or strictly between the two where ``inside``."""
     what = "a share between 0 and 1" if inside else "a number from 0 to 1"
     number = check_number(name, value, what=what)
     if not (0 < number < 1 if inside else 0 <= number <= 1):

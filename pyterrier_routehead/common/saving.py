@@ -37,7 +37,7 @@ def save_artifact(
     Args:
         artifact: what is saved.
         path: the folder; ``~`` is expanded.
-        name: of the file of the description.
+        name: the name of the description's file.
         description: the description, with plain values or numpy's.
         files: other files by name.
 
@@ -113,7 +113,7 @@ def load_description(folder: Path, name: str, what: str) -> dict[str, Any]:
 
 @contextmanager
 def readable(where: str, what: str) -> Iterator[None]:
-    """Whatever cannot be read within, or a check refuses, is an ArtifactError that says where."""
+    """Turns errors of reading and of checks inside into an ArtifactError that names the place."""
     try:
         yield
     except OSError as error:
@@ -123,7 +123,7 @@ def readable(where: str, what: str) -> Iterator[None]:
 
 
 def check_format(description: object) -> None:
-    """Refuse what is no description, or one of another format than this version reads."""
+    """Check that a value is a description, in a format that this version reads."""
     if not isinstance(description, dict):
         raise ValueError(f"it is an object with fields, found {type(description).__name__}")
     if "format" not in description:

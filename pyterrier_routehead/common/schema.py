@@ -40,7 +40,7 @@ def typed(kind: Any, value: object, where: str) -> Any:
             ``tuple[X, ...]`` from a list, ``Mapping`` (an object with anything in it), a dataclass from an object, or a
             union of such.
         value: the JSON value.
-        where: what the value is called in messages.
+        where: the value's name in messages.
 
     Raises:
         ValueError: naming the place, what was expected and what was found.
@@ -83,7 +83,7 @@ def _record(kind: type, value: object, where: str) -> Any:
 
 
 def _fits(kind: Any, value: object) -> bool:
-    """Whether a value is of a type, as far as can be told without looking into it."""
+    """Whether a value is of a type, judged without looking into its items or fields."""
     origin = get_origin(kind)
     if origin is Literal:
         return isinstance(value, str) and value in get_args(kind)

@@ -8,7 +8,7 @@ from .paths import check_ordinary
 
 
 def read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a file by name, all float32 and finite, and what its header says beside them.
+    """The arrays of a file by name, all float32 and finite, and its header's metadata.
 
     Raises:
         ValueError: for a file of another format, and for other types or numbers.
@@ -33,7 +33,7 @@ def read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def check_finite_arrays(arrays: dict[str, np.ndarray]) -> None:
-    """Refuse arrays with a number that is none.
+    """Check that arrays hold finite numbers only.
 
     Raises:
         ValueError: naming the first such array.

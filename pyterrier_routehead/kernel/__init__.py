@@ -1,6 +1,6 @@
 """From token ids to head scores: the method. Read ``score`` first: it is one function.
 
-It imports ``common``, ``prompt`` and what a head is; of a model it wants no more than that it runs passes.
+It imports ``common``, ``prompt`` and what a head is; of a model it requires only that it runs passes.
 
 ==============  ========================================================================================================
 ``exact``       exact attention of few rows, or of a sequence in pieces

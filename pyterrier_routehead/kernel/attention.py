@@ -38,7 +38,7 @@ ATTENTION_NAME = "routehead"
 # context variable is a thread's own.
 _under_way: ContextVar["DocumentPass | TailPass | QueryPass | None"] = ContextVar("routehead_pass", default=None)
 
-# A GPU wants few large products, a CPU such as stay in its cache.
+# A GPU is fastest with few large products, a CPU with products that stay in its cache.
 _LOGITS_AT_A_TIME, _LOGITS_AT_A_TIME_ON_CPU = 1 << 25, 1 << 20
 
 
@@ -89,7 +89,7 @@ def under_way(this_pass: "DocumentPass | TailPass | QueryPass") -> Iterator[None
 
 
 def hidden_state_hook(index: int) -> Callable[..., None]:
-    """A forward hook for a layer, which hands its output to the pass that is under way, if that asks for it."""
+    """A forward hook for a layer, which hands its output to the pass that is under way if that reads the layer."""
 
     def hook(module: object, args: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         this_pass = _under_way.get()

@@ -11,7 +11,7 @@ ROWS_AT_A_TIME = 256
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What one attention layer of a model asks for.
+    """The rules of one attention layer of a model.
 
     Attributes:
         module: the model's attention module.

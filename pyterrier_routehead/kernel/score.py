@@ -55,7 +55,7 @@ class RunsPasses(Protocol):
         """Run a pass, up to the deepest layer that it needs."""
 
     def count_lists(self, count: int) -> None:
-        """Take note that so many candidate lists have been encoded."""
+        """Count candidate lists that have been encoded."""
 
 
 def score_lists(
@@ -82,7 +82,7 @@ def score_lists(
 
     Raises:
         ListTooLongError: for a list beyond the model's context.
-        UnsupportedArchitectureError: for a list so long that the model's rotary frequencies would change.
+        UnsupportedArchitectureError: for a list beyond the length from which the model's rotary frequencies change.
     """
     hidden_layers = tuple(hidden_layers)
     for layer in hidden_layers:
@@ -102,7 +102,7 @@ def score_lists(
 
 
 def check_length(llm: RunsPasses, length: int) -> None:
-    """Refuse a prompt that takes more positions than the model can read exactly.
+    """Check that a prompt takes no more positions than the model can read exactly.
 
     Raises:
         ListTooLongError: beyond the model's context.
@@ -142,7 +142,7 @@ def _encode(llm: RunsPasses, documents: EncodedDocuments, deepest: int) -> None:
 
 
 def _in_parts(blocks: list[DocumentBlock], tokens: int) -> Iterator[list[DocumentBlock]]:
-    """Blocks in order, in parts of some tokens at most where one block does not take more."""
+    """Blocks in order, in parts of at most this many tokens; a longer block is a part by itself."""
     part: list[DocumentBlock] = []
     for block in blocks:
         if part and sum(len(member.ids) for member in part) + len(block.ids) > tokens:

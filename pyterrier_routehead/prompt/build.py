@@ -101,7 +101,7 @@ class PromptBuilder:
         return ListPrompt(self._prefix, self._blocks(texts), order, self._tail(query), self._null)
 
     def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
-        """The prompt of the same query and some of its candidates, by number, best first; nothing is encoded anew."""
+        """The prompt of the same query and some of its candidates, by number, best first; nothing is encoded again."""
         blocks = dict(zip(prompt.order, enumerate(prompt.blocks, start=1), strict=True))
         order = list(range(len(candidates)))
         if self.document_order == "best_last":

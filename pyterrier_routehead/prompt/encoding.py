@@ -62,8 +62,8 @@ class TextEncoder:
 
         Args:
             texts: the pieces.
-            limit: how many ids of each are wanted; None for all. They are the first ones of the whole text's, which is
-                read no farther than that takes.
+            limit: truncate each piece to this many ids, the first ones of the whole text's; None does not truncate. A
+                text is read no farther than that takes.
         """
         texts = [_well_formed(text) for text in texts]
         found: dict[int, list[int]] = {}
@@ -105,7 +105,7 @@ class TextEncoder:
         """The markup around the user's turn: by hand, from the papers' code, or from the tokenizer's own template.
 
         Raises:
-            ValueError: for a chat template of which the markup cannot be told; the message says what to give instead.
+            ValueError: for a chat template whose markup cannot be found out; the message says what to give instead.
         """
         if isinstance(template.chat, ChatMarkup):
             return template.chat
@@ -132,8 +132,8 @@ class TextEncoder:
     def _split(self, text: str, reach: int | None) -> list[str]:
         """Cut a text behind the first character of each control string, so that no piece contains one.
 
-        A control string of a single character becomes a piece of its own. With ``reach`` it is done to so many
-        characters of the text, as it would be to all.
+        A control string of a single character becomes a separate piece. With ``reach`` only this many
+        characters are cut, as they would be in the whole text.
         """
         seen = text if reach is None else text[: reach + self._longest_control]
         cuts = [0]
@@ -190,7 +190,7 @@ class TextEncoder:
         return [piece.text[start:stop] for start, stop in zip(cuts, [*cuts[1:], None], strict=True)]
 
     def _spell(self, character: str) -> list[int]:
-        """Ids of a character that as such is a control token: as the vocabulary spells it, or a replacement's."""
+        """Ids of a character that is a control token by itself: as the vocabulary spells it, or a replacement's."""
         if self._control_ids.isdisjoint(ids := self._spelling_ids(character)):
             return ids
         (replacement,) = self._inside(["\ufffd"])
@@ -204,7 +204,7 @@ class TextEncoder:
 
     @cached_property
     def _spelling_tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Another copy, for its setting not to look for special tokens would be one for all its users."""
+        """A separate copy: that it does not look for special tokens is a setting of the tokenizer for all its users."""
         return _own_copy(self.tokenizer)
 
     @cached_property
@@ -213,7 +213,7 @@ class TextEncoder:
         return {text: self._spell(text) for text in self._controls if len(text) == 1}
 
     def _plain(self, texts: list[str]) -> "BatchEncoding":
-        # Said for the sake of tokenizers with other settings, and to keep quiet about texts that will yet be cut.
+        # Explicit because tokenizers may have other settings; not verbose, for long texts are truncated later.
         options = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
         encoded: BatchEncoding = self.tokenizer(texts, **options)
         return encoded
