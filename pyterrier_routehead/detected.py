@@ -96,8 +96,11 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
         choosing = len(criteria) * len(ks) > 1
         if choosing and topics_or_res_va is None:
             raise ValueError("one of several values is chosen on validation queries: fit(topics, qrels, topics, qrels)")
-        if choosing and settings.token_filter == "sum":
-            raise ValueError("token_filter='sum' has no scores per head to choose by: give one value each, not lists")
+        if choosing and not settings.aggregation.per_head:
+            raise ValueError(
+                f"token_filter={settings.token_filter!r} has no scores per head to choose by: give one value each, "
+                "not lists"
+            )
         judged = self._judged(topics_or_res_tr, qrels_tr, criteria, self.positions)
         found = [
             ranked_heads(
@@ -106,7 +109,7 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
             for criterion in criteria
         ]
         best, k = 0, ks[0]
-        if topics_or_res_va is not None and settings.token_filter != "sum":
+        if topics_or_res_va is not None and settings.aggregation.per_head:
             # What ranks is calibrated as the settings say: of raw scores validation needs none.
             valid = self._judged(topics_or_res_va, qrels_va, [], None)
             judged.check_like(valid)

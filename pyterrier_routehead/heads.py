@@ -29,7 +29,7 @@ def parse_heads(heads: HeadsLike) -> tuple[Head, ...]:
             ``"layer-head"`` items. ``"all"`` needs a model's shape: use :func:`resolve_heads`.
 
     Raises:
-        TypeError: for what holds no items.
+        TypeError: for what is not iterable.
         ValueError: for an item that names no head, a head named twice, or no heads at all.
     """
     if not isinstance(heads, Iterable):
@@ -44,7 +44,7 @@ def parse_heads(heads: HeadsLike) -> tuple[Head, ...]:
     return parsed
 
 
-def _parse_head(item: object) -> Head:
+def _parse_head(item: tuple[int, int] | str) -> Head:
     try:
         layer, head = item.strip().split("-") if isinstance(item, str) else item
         if isinstance(layer, bool) or isinstance(head, bool):
@@ -83,7 +83,7 @@ def resolve_heads(heads: HeadsLike, num_layers: int, num_heads: int) -> tuple[He
 
 
 def kept_heads(heads: HeadsLike | None) -> HeadsLike | None:
-    """Heads as an argument to keep: what can be read only once becomes a list."""
+    """Heads as an argument to keep: an iterator, which can be read only once, becomes a list."""
     return list(heads) if isinstance(heads, Iterator) else heads
 
 
@@ -95,7 +95,7 @@ def layers_needed(heads: HeadsLike) -> int | None:
 
 
 def describe_heads(heads: HeadsLike) -> str:
-    """A few words on some heads, for the short repr of a transformer."""
+    """A short description of some heads, for the repr of a transformer."""
     if is_all(heads):
         return "'all'"
     try:

@@ -198,8 +198,10 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
             check_text("detection_data", self.detection_data)
         if router is not None:
             settings = self._settings(RoutedHeads(router))
-        if settings.token_filter == "sum":
-            raise ValueError("token_filter='sum' has no scores per head to route over: use 'head' or 'none'")
+        if not settings.aggregation.per_head:
+            raise ValueError(
+                f"token_filter={settings.token_filter!r} has no scores per head to route over: use 'head' or 'none'"
+            )
         return settings
 
     # Learning

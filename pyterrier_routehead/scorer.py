@@ -114,7 +114,7 @@ class AttentionHeadScorer(ReadsLists):
             reader.read(lists, self.batch_size), total=len(lists), desc=str(self), verbose=self.verbose
         )
         for (candidates, scores), own in zip(scored, found, strict=True):
-            vectors = scores.vectors(calibrate=settings.calibrate, token_filter=settings.token_filter)
+            vectors = scores.vectors(settings.aggregation, calibrate=settings.calibrate)
             check_finite(vectors, candidates.qid)
             states = [scores.hidden[layer] for layer in reader.hidden_layers]
             hidden = np.stack(states) if states else None
@@ -151,10 +151,10 @@ class AttentionHeadScorer(ReadsLists):
         self._layers()
         super()._check()
         settings = self._settings(self._policy())
-        if settings.token_filter == "sum":
+        if not settings.aggregation.per_head:
             raise ValueError(
-                "token_filter='sum' filters after summing heads, so it does not exist for single heads: "
-                "give token_filter='head'"
+                f"token_filter={settings.token_filter!r} filters after summing heads, so it does not exist for single "
+                "heads: give token_filter='head'"
             )
         if self.features and self.depth is not None:
             raise ValueError("features=True needs a vector in every row: cut the list before the scorer, not by depth")

@@ -1,30 +1,31 @@
 """Checks of arguments: a wrong type is a TypeError, a wrong value a ValueError, by the name that the user typed."""
 
+import math
 import numbers
 from collections.abc import Collection
 
 
 def check_whole(name: str, value: object, *, least: int = 1, what: str = "number") -> int:
-    """A whole number, as a plain int; a bool is none."""
-    said = f"{name} is a whole {what} from {least}, got {value!r}"
+    """An integer of at least ``least``, as a plain int; a bool is refused."""
+    message = f"{name} is a whole {what} from {least}, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(said)
+        raise TypeError(message)
     if value < least:
-        raise ValueError(said)
+        raise ValueError(message)
     return int(value)
 
 
 def check_number(name: str, value: object, *, what: str = "a finite number") -> float:
-    """A finite number, as a plain float; a bool is none."""
+    """A finite number, as a plain float; a bool is refused."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {what}, got {value!r}")
-    if not float("-inf") < value < float("inf"):
+    if not math.isfinite(value):
         raise ValueError(f"{name} is {what}, got {value!r}")
     return float(value)
 
 
 def check_share(name: str, value: object, *, inside: bool = False) -> float:
-    """A number from 0 to 1, or between the two."""
+    """A number from 0 to 1, or strictly between the two where ``inside``."""
     what = "a share between 0 and 1" if inside else "a number from 0 to 1"
     number = check_number(name, value, what=what)
     if not (0 < number < 1 if inside else 0 <= number <= 1):
@@ -41,11 +42,11 @@ def check_flag(name: str, value: object) -> bool:
 
 def check_choice(name: str, value: object, allowed: Collection[str]) -> str:
     """One of some strings."""
-    said = f"{name} is one of {', '.join(map(repr, allowed))}, got {value!r}"
+    message = f"{name} is one of {', '.join(map(repr, allowed))}, got {value!r}"
     if not isinstance(value, str):
-        raise TypeError(said)
+        raise TypeError(message)
     if value not in allowed:
-        raise ValueError(said)
+        raise ValueError(message)
     return value
 
 

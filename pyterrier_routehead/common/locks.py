@@ -21,7 +21,7 @@ def new_lock() -> "threading.RLock":
 
 def _free_all() -> None:
     for lock in _locks:
-        lock._at_fork_reinit()
+        lock._at_fork_reinit()  # type: ignore[attr-defined]  # private: how threading frees its own locks
 
 
 if hasattr(os, "register_at_fork"):

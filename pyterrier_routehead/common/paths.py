@@ -28,7 +28,7 @@ def absolute_path(name: str, path: object) -> Path:
 
 
 def read_bytes(file: Path) -> bytes:
-    """What an ordinary file holds.
+    """The contents of an ordinary file.
 
     Raises:
         FileNotFoundError: where there is none.
@@ -39,7 +39,7 @@ def read_bytes(file: Path) -> bytes:
 
 
 def check_ordinary(file: Path) -> None:
-    """Refuse a folder, a pipe and the like, and what cannot be opened.
+    """Check that a path is an ordinary file (no folder, pipe or the like) that can be opened.
 
     Raises:
         FileNotFoundError: where there is nothing.

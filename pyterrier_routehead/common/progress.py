@@ -1,4 +1,4 @@
-"""Progress bars: shown where somebody looks, for what takes more than a few seconds."""
+"""Progress bars: shown in terminals and notebooks, for what takes more than a few seconds."""
 
 import sys
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import pyterrier as pt
 
 _Item = TypeVar("_Item")
 _DELAY = 2.0
-"""Seconds before a bar appears that nobody asked for."""
+"""Seconds before a bar appears without ``verbose=True``."""
 
 
 def with_progress(
@@ -17,15 +17,16 @@ def with_progress(
     """The items, with a bar.
 
     Args:
-        items: what is gone through.
-        total: how many.
-        desc: what the bar is called.
-        unit: of what.
+        items: what to iterate over.
+        total: the number of items.
+        desc: the bar's label.
+        unit: the name of an item.
         verbose: True shows the bar; False does not; None shows it in a terminal or notebook after two seconds.
     """
     if not shows_progress(verbose) or total == 0:
         return items
-    return pt.tqdm(items, total=total, unit=unit, desc=desc, delay=0 if verbose else _DELAY)
+    bar: Iterable[_Item] = pt.tqdm(items, total=total, unit=unit, desc=desc, delay=0 if verbose else _DELAY)
+    return bar
 
 
 def shows_progress(verbose: bool | None) -> bool:

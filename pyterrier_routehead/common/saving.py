@@ -29,7 +29,7 @@ def save_artifact(
     artifact: pt.Artifact,
     path: str | Path,
     name: str,
-    said: Mapping[str, Any],
+    description: Mapping[str, Any],
     files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write an artifact to a new folder: its description, its files and the ``pt_meta.json``.
@@ -37,8 +37,8 @@ def save_artifact(
     Args:
         artifact: what is saved.
         path: the folder; ``~`` is expanded.
-        name: of the file of the description.
-        said: the description, with plain values or numpy's.
+        name: the name of the description's file.
+        description: the description, with plain values or numpy's.
         files: other files by name.
 
     Returns:
@@ -51,7 +51,7 @@ def save_artifact(
     path = absolute_path("path", path)
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already: choose another path, or remove what lies there")
-    plain = as_plain(dict(said), name)
+    plain = as_plain(dict(description), name)
     contents = {
         **(files or {}),
         name: _as_json({**plain, "checksum": _checksum(plain)}),
@@ -92,7 +92,7 @@ def load_description(folder: Path, name: str, what: str) -> dict[str, Any]:
     """
     file = folder / name
     try:
-        said = parse_json(read_bytes(file))
+        description: dict[str, Any] = parse_json(read_bytes(file))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} holds no {what}: there is no {name} in it") from None
     except OSError as error:
@@ -100,20 +100,20 @@ def load_description(folder: Path, name: str, what: str) -> dict[str, Any]:
     except ValueError as error:
         raise ArtifactError(f"{file} is damaged: {error}") from None
     with readable(str(file), what):
-        check_format(said)
-        checksum = said.pop("checksum", None)
-        if said["format"] != 1 and checksum is None:
+        check_format(description)
+        checksum = description.pop("checksum", None)
+        if description["format"] != 1 and checksum is None:
             raise ValueError("it has no checksum")
-        if checksum is not None and checksum != _checksum(said):
+        if checksum is not None and checksum != _checksum(description):
             raise ValueError(
                 "its checksum differs, so it was damaged or changed by hand: get it anew, or make and save another one"
             )
-    return said
+    return description
 
 
 @contextmanager
 def readable(where: str, what: str) -> Iterator[None]:
-    """Whatever cannot be read within, or a check refuses, is an ArtifactError that says where."""
+    """Turns errors of reading and of checks inside into an ArtifactError that names the place."""
     try:
         yield
     except OSError as error:
@@ -122,18 +122,18 @@ def readable(where: str, what: str) -> Iterator[None]:
         raise ArtifactError(f"{where} is no readable {what}: {error}") from None
 
 
-def check_format(said: object) -> None:
-    """Refuse what is no description, or one of another format than this version reads."""
-    if not isinstance(said, dict):
-        raise ValueError(f"it is an object with fields, found {type(said).__name__}")
-    if "format" not in said:
+def check_format(description: object) -> None:
+    """Check that a value is a description, in a format that this version reads."""
+    if not isinstance(description, dict):
+        raise ValueError(f"it is an object with fields, found {type(description).__name__}")
+    if "format" not in description:
         raise ValueError("it lacks format")
     known = range(1, FORMAT + 1)
-    if type(said["format"]) is not int or said["format"] not in known:
-        raise ValueError(f"its format is {said['format']!r}, this version reads {' and '.join(map(str, known))}")
+    if type(description["format"]) is not int or description["format"] not in known:
+        raise ValueError(f"its format is {description['format']!r}, this version reads {' and '.join(map(str, known))}")
 
 
-def as_plain(said: Mapping[str, Any], what: str) -> dict[str, Any]:
+def as_plain(values: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Values as JSON has them: numpy's become Python's, tuples lists, names strings.
 
     Raises:
@@ -141,11 +141,12 @@ def as_plain(said: Mapping[str, Any], what: str) -> dict[str, Any]:
         ValueError: for numbers that are not finite, and for nesting without end.
     """
     try:
-        return parse_json(json.dumps(said, default=_plain, allow_nan=False))
+        plain: dict[str, Any] = parse_json(json.dumps(values, default=_plain, allow_nan=False))
     except TypeError as error:
         raise TypeError(f"{what}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} cannot be written as JSON: {error}") from None
+    return plain
 
 
 def _plain(value: object) -> object:
@@ -154,11 +155,11 @@ def _plain(value: object) -> object:
     raise TypeError(f"{value!r} cannot be written as JSON")
 
 
-def _as_json(said: object) -> bytes:
+def _as_json(values: object) -> bytes:
     """Plain values as JSON for people to read."""
-    return (json.dumps(said, indent=1) + "\n").encode()
+    return (json.dumps(values, indent=1) + "\n").encode()
 
 
-def _checksum(said: Mapping[str, Any]) -> str:
+def _checksum(description: Mapping[str, Any]) -> str:
     """SHA-256 over the content, however it is laid out."""
-    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(description, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

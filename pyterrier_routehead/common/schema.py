@@ -25,55 +25,55 @@ def parse_json(data: bytes | str) -> Any:
     """
     text = data.decode("utf-8") if isinstance(data, bytes) else data
     try:
-        said = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    _check_values(said, _DEEPEST)
-    return said
+    _check_values(value, _DEEPEST)
+    return value
 
 
-def typed(kind: Any, said: object, where: str) -> Any:
+def typed(kind: Any, value: object, where: str) -> Any:
     """A value of a type, from what :func:`parse_json` gave.
 
     Args:
         kind: ``str``, ``int``, ``float`` (finite; whole numbers become floats), ``bool``, ``None``, ``Literal``,
             ``tuple[X, ...]`` from a list, ``Mapping`` (an object with anything in it), a dataclass from an object, or a
             union of such.
-        said: the JSON value.
-        where: what the value is called in messages.
+        value: the JSON value.
+        where: the value's name in messages.
 
     Raises:
         ValueError: naming the place, what was expected and what was found.
     """
-    if is_dataclass(kind):
-        return _record(kind, said, where)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _record(kind, value, where)
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        meant = [own for own in inner if _fits(own, said)]
-        return typed(meant[0], said, where) if meant else _refuse(kind, said, where)
-    if origin is tuple and isinstance(said, list):
-        return tuple(typed(inner[0], value, f"{where}[{i}]") for i, value in enumerate(said))
-    if not _fits(kind, said):
-        _refuse(kind, said, where)
-    return float(said) if kind is float else said
+        fitting = [member for member in inner if _fits(member, value)]
+        return typed(fitting[0], value, where) if fitting else _refuse(kind, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(typed(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if not _fits(kind, value):
+        _refuse(kind, value, where)
+    return float(value) if kind is float and isinstance(value, int) else value
 
 
-def typed_fields(kind: type, said: object, where: str) -> dict[str, Any]:
+def typed_fields(kind: type, value: object, where: str) -> dict[str, Any]:
     """Some fields of a dataclass by name, from a JSON object that may leave any of them out.
 
     Raises:
         ValueError: for unknown fields and values of a wrong type.
     """
-    if not isinstance(said, dict):
-        _refuse(kind, said, where)
+    if not isinstance(value, dict):
+        _refuse(kind, value, where)
     hints = get_type_hints(kind)
-    if unknown := sorted(set(said) - set(hints)):
+    if unknown := sorted(set(value) - set(hints)):
         raise ValueError(f"{where or 'it'} has unknown fields {', '.join(unknown)}; known: {', '.join(hints)}")
-    return {name: typed(hints[name], value, f"{where}.{name}" if where else name) for name, value in said.items()}
+    return {name: typed(hints[name], item, f"{where}.{name}" if where else name) for name, item in value.items()}
 
 
-def _record(kind: type, said: object, where: str) -> Any:
-    values = typed_fields(kind, said, where)
+def _record(kind: type, value: object, where: str) -> Any:
+    values = typed_fields(kind, value, where)
     if missing := [f.name for f in fields(kind) if f.name not in values and "later" not in f.metadata]:
         raise ValueError(f"{where + ' ' if where else ''}lacks {', '.join(missing)}")
     try:
@@ -82,26 +82,26 @@ def _record(kind: type, said: object, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _fits(kind: Any, said: object) -> bool:
-    """Whether a value is of a type, as far as can be told without looking into it."""
+def _fits(kind: Any, value: object) -> bool:
+    """Whether a value is of a type, judged without looking into its items or fields."""
     origin = get_origin(kind)
     if origin is Literal:
-        return isinstance(said, str) and said in get_args(kind)
+        return isinstance(value, str) and value in get_args(kind)
     if origin is tuple:
-        return isinstance(said, list)
+        return isinstance(value, list)
     if is_dataclass(kind) or origin is Mapping:
-        return isinstance(said, dict)
+        return isinstance(value, dict)
     if kind is int:
-        return isinstance(said, int) and not isinstance(said, bool) and abs(said) < _LARGEST
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
     if kind is float:
-        return _fits(int, said) or (isinstance(said, float) and abs(said) < float("inf"))
+        return _fits(int, value) or (isinstance(value, float) and abs(value) < float("inf"))
     if kind is str:
-        return isinstance(said, str) and not any("\ud800" <= letter <= "\udfff" for letter in said)
-    return isinstance(said, kind)
+        return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return isinstance(value, kind)
 
 
-def _refuse(kind: Any, said: object, where: str) -> NoReturn:
-    found = repr(said)
+def _refuse(kind: Any, value: object, where: str) -> NoReturn:
+    found = repr(value)
     found = found if len(found) <= 60 else f"{found[:60]}…"
     raise ValueError(f"{where or 'it'} must be {_named(kind)}, found {found}")
 
@@ -118,22 +118,22 @@ def _named(kind: Any) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    said = dict(pairs)
-    if len(said) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return said
+    return value
 
 
 def _constant(name: str) -> None:
     raise ValueError(f"{name} is no number in JSON")
 
 
-def _check_values(said: object, left: int) -> None:
-    if isinstance(said, float) and abs(said) == float("inf"):  # such as 1e999
+def _check_values(value: object, left: int) -> None:
+    if isinstance(value, float) and abs(value) == float("inf"):  # such as 1e999
         raise ValueError("it has a number beyond all bounds")
-    if isinstance(said, dict | list):
+    if isinstance(value, dict | list):
         if not left:
             raise ValueError("it is nested too deeply")
-        for value in said.values() if isinstance(said, dict) else said:
-            _check_values(value, left - 1)
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_values(item, left - 1)

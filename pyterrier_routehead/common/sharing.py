@@ -18,6 +18,8 @@ from .errors import ArtifactError
 class SharedArtifact(pt.Artifact):
     """An artifact that knows what it is. Subclasses save themselves and say what the card holds."""
 
+    ARTIFACT_PACKAGE_HINT: str
+
     def save(self, path: str | Path) -> "SharedArtifact":
         """Write the artifact to a new folder and return the one that lies there."""
         raise NotImplementedError
@@ -60,7 +62,7 @@ class SharedArtifact(pt.Artifact):
         """
         if self._in_memory:
             raise ArtifactError(f"{self!r} lies in no folder: use what save(path) returns")
-        super().to_p2p()
+        super().to_p2p()  # type: ignore[no-untyped-call]  # PyTerrier does not annotate it
 
     def _sections(self, loaded: str, metadata: dict[str, Any]) -> list[tuple[str, str, bool]]:
         """The card: title, text and whether it is code."""
@@ -84,6 +86,7 @@ class SharedArtifact(pt.Artifact):
     ) -> str:
         """The README of a repository on the Hugging Face Hub."""
         start = super()._hf_readme(repo=repo, branch=branch, pretty_name=pretty_name, metadata=metadata)
+        assert start is not None, "PyTerrier writes one for every artifact"
         front = start.split("---\n")[1]
         place = repo if branch in (None, "main") else f"{repo}@{branch}"
         card = ["---", f"{front}# license: # yours to choose, such as cc-by-4.0", "---"]

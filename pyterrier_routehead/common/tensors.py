@@ -8,7 +8,7 @@ from .paths import check_ordinary
 
 
 def read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a file by name, all float32 and finite, and what its header says beside them.
+    """The arrays of a file by name, all float32 and finite, and its header's metadata.
 
     Raises:
         ValueError: for a file of another format, and for other types or numbers.
@@ -22,18 +22,18 @@ def read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         with safe_open(file, framework="numpy") as opened:
             names = list(opened.keys())
             types = {name: opened.get_slice(name).get_dtype() for name in names}
-            if other := [f"{name!r} of {found}" for name, found in types.items() if found != "F32"]:
-                raise ValueError(f"its arrays are of float32 (F32), found {', '.join(other)}")
+            if wrong := [f"{name!r} of {found}" for name, found in types.items() if found != "F32"]:
+                raise ValueError(f"its arrays are of float32 (F32), found {', '.join(wrong)}")
             arrays = {name: opened.get_tensor(name) for name in names}
-            said = dict(opened.metadata() or {})
+            header = dict(opened.metadata() or {})
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     check_finite_arrays(arrays)
-    return arrays, said
+    return arrays, header
 
 
 def check_finite_arrays(arrays: dict[str, np.ndarray]) -> None:
-    """Refuse arrays with a number that is none.
+    """Check that arrays hold finite numbers only.
 
     Raises:
         ValueError: naming the first such array.

@@ -39,6 +39,6 @@ def ndcg(
     """
     keys = -scores if there is None else np.where(there[..., None], -scores, np.inf)
     ranked = np.argsort(keys, axis=1, kind="stable")[:, :cutoff]
-    found = np.take_along_axis(gains[..., None], ranked, axis=1)
-    dcg = np.einsum("r,qrc->qc", discounts(ranked.shape[1], cutoff), found)
+    ranked_gains = np.take_along_axis(gains[..., None], ranked, axis=1)
+    dcg: np.ndarray = np.einsum("r,qrc->qc", discounts(ranked.shape[1], cutoff), ranked_gains)
     return dcg / np.where(ideal > 0, ideal, 1)[:, None] * (ideal > 0)[:, None]

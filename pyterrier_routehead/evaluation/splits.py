@@ -23,11 +23,11 @@ def near_duplicates(topics: pd.DataFrame, others: pd.DataFrame, threshold: float
     Two queries are near when the words that they share (lower case, runs of letters and digits) are at least this share
     of the words that either has.
     """
-    theirs = list(_words_by_qid(others).values())
+    others_words = list(_words_by_qid(others).values())
     return {
         qid
-        for qid, own in _words_by_qid(topics).items()
-        if any(_jaccard(own, words) >= threshold for words in theirs)
+        for qid, words in _words_by_qid(topics).items()
+        if any(_jaccard(words, other_words) >= threshold for other_words in others_words)
     }
 
 
@@ -85,6 +85,6 @@ def _words(query: str) -> frozenset[str]:
     return frozenset(re.findall(r"[^\W_]+", query.lower()))
 
 
-def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    union = len(one | other)
-    return len(one & other) / union if union else 0.0
+def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    union = len(a | b)
+    return len(a & b) / union if union else 0.0

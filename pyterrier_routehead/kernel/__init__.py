@@ -1,12 +1,12 @@
 """From token ids to head scores: the method. Read ``score`` first: it is one function.
 
-It imports ``common``, ``prompt`` and what a head is; of a model it wants no more than that it runs passes.
+It imports ``common``, ``prompt`` and what a head is; of a model it requires only that it runs passes.
 
 ==============  ========================================================================================================
 ``exact``       exact attention of few rows, or of a sequence in pieces
 ``patterns``    reading patterns: where each token stands, and who sees whom
 ``visibility``  what a model's own masks let a token see
-``aggregate``   from attention on tokens to scores of documents
+``aggregate``   aggregations: from attention on tokens to scores of documents
 ``attention``   the one place where attention is computed and read
 ``scores``      head scores of one list, as numbers
 ``score``       head scores of candidate lists

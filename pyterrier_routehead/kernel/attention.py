@@ -26,7 +26,7 @@ from ..common.errors import UnsupportedArchitectureError
 from ..common.locks import cached_property
 from ..heads import Head
 from ..prompt.build import ListPrompt
-from .aggregate import DocumentTokens
+from .aggregate import AGGREGATIONS, PLAIN, Aggregation, DocumentTokens
 from .exact import LayerAttention, causal_attention, masked_attention
 from .patterns import ReadingPattern
 from .visibility import Visibility, layer_visibility
@@ -38,7 +38,7 @@ ATTENTION_NAME = "routehead"
 # context variable is a thread's own.
 _under_way: ContextVar["DocumentPass | TailPass | QueryPass | None"] = ContextVar("routehead_pass", default=None)
 
-# A GPU wants few large products, a CPU such as stay in its cache.
+# A GPU is fastest with few large products, a CPU with products that stay in its cache.
 _LOGITS_AT_A_TIME, _LOGITS_AT_A_TIME_ON_CPU = 1 << 25, 1 << 20
 
 
@@ -89,11 +89,11 @@ def under_way(this_pass: "DocumentPass | TailPass | QueryPass") -> Iterator[None
 
 
 def hidden_state_hook(index: int) -> Callable[..., None]:
-    """A forward hook for a layer, which hands its output to the pass that is under way, if that asks for it."""
+    """A forward hook for a layer, which hands its output to the pass that is under way if that reads the layer."""
 
-    def hook(module: object, args: object, output: object) -> None:
+    def hook(module: object, args: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         this_pass = _under_way.get()
-        if index in getattr(this_pass, "hidden_layers", ()):
+        if isinstance(this_pass, TailPass | QueryPass) and index in this_pass.hidden_layers:
             this_pass.read_hidden(index, output[0] if isinstance(output, tuple) else output)
 
     return hook
@@ -177,27 +177,39 @@ class ListAttention:
     Attributes:
         raw: attention of the query rows to each document, fp32 [documents] per head.
         null: the same of the content-free query's rows.
-        filtered: calibrated, after the 2-sigma filter per head.
-        token_sum: calibrated attention summed over the chosen heads, fp32 [document tokens].
+        aggregated: scores by the aggregations per head that are not linear, by name: fp32 [documents] per head;
+            calibrated if there is a content-free query.
+        token_sum: attention summed over the chosen heads, calibrated alike, fp32 [document tokens].
         hidden: mean hidden state of the query rows after a layer, fp32 [hidden size] per layer.
     """
 
     tokens: DocumentTokens
     raw: dict[Head, torch.Tensor] = field(default_factory=dict)
     null: dict[Head, torch.Tensor] = field(default_factory=dict)
-    filtered: dict[Head, torch.Tensor] = field(default_factory=dict)
+    aggregated: dict[str, dict[Head, torch.Tensor]] = field(default_factory=dict)
     token_sum: torch.Tensor | float = 0.0
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def add(self, heads: list[Head], attention: torch.Tensor, null: torch.Tensor | None) -> None:
         """Take in the attention [heads, document tokens] of some heads, and that of the content-free query."""
-        self.raw.update(zip(heads, self.tokens.sum(attention), strict=True))
-        if null is None:
-            return
-        calibrated = attention - null
-        self.null.update(zip(heads, self.tokens.sum(null), strict=True))
-        self.filtered.update(zip(heads, self.tokens.filtered_sum(calibrated), strict=True))
-        self.token_sum = self.token_sum + calibrated.sum(dim=0)
+        self.raw.update(zip(heads, PLAIN.aggregate(self.tokens, attention), strict=True))
+        if null is not None:
+            self.null.update(zip(heads, PLAIN.aggregate(self.tokens, null), strict=True))
+            attention = attention - null
+        for aggregation in nonlinear_aggregations(calibrate=null is not None):
+            if aggregation.per_head:
+                scores = zip(heads, aggregation.aggregate(self.tokens, attention), strict=True)
+                self.aggregated.setdefault(aggregation.name, {}).update(scores)
+        self.token_sum = self.token_sum + attention.sum(dim=0)
+
+
+def nonlinear_aggregations(*, calibrate: bool) -> list[Aggregation]:
+    """The aggregations that need the attention on single tokens, as far as they can do without calibration."""
+    return [
+        aggregation
+        for aggregation in AGGREGATIONS.values()
+        if not aggregation.linear and (calibrate or not aggregation.needs_calibration)
+    ]
 
 
 class TailPass:
@@ -256,14 +268,14 @@ class TailPass:
             raise UnsupportedArchitectureError(f"its layer {index} had no attention when the documents were read")
         outputs = []
         for i, (rows, span) in enumerate(zip(self._rows, self.documents.spans, strict=True)):
-            own_query = query[:, :, rows]
+            list_query = query[:, :, rows]
             seen_key = torch.cat([self.documents.keys[index][:, :, span], key[:, :, rows]], dim=2)
             visible = self._visible(i, layer.window, query.device)
             if index in self.heads:
-                self._read(i, index, layer, own_query[0], seen_key[0], visible)
+                self._read(i, index, layer, list_query[0], seen_key[0], visible)
             if index < self.deepest or index in self.hidden_layers:
                 seen_value = torch.cat([self.documents.values[index][:, :, span], value[:, :, rows]], dim=2)
-                outputs.append(masked_attention(layer, own_query, seen_key, seen_value, visible))
+                outputs.append(masked_attention(layer, list_query, seen_key, seen_value, visible))
         if not outputs:
             raise ForwardDone
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -273,8 +285,8 @@ class TailPass:
         if hidden.dim() != 3:
             raise UnsupportedArchitectureError("its layers give more than one hidden state per token")
         for attention, rows, tails in zip(self.lists, self._rows, self.tails, strict=True):
-            own = hidden[0, rows.start : rows.start + len(tails[0])]
-            attention.hidden[index] = own.float().mean(dim=0)
+            query_rows = hidden[0, rows.start : rows.start + len(tails[0])]
+            attention.hidden[index] = query_rows.float().mean(dim=0)
         if index >= self.deepest:
             raise ForwardDone
 
@@ -284,14 +296,14 @@ class TailPass:
         """Attention of list i's rows: query [heads, rows, dim], key [key-value heads, keys, dim]."""
         lengths, columns = [len(tail) for tail in self.tails[i]], self._columns[i].to(key.device)
         for groups in self._head_groups(index, query, key):
-            chosen = [head for own in groups.values() for head in own]
+            chosen = [head for heads in groups.values() for head in heads]
             # Heads that share keys stand below each other: [groups, heads of a group * rows, dim]
-            rows = torch.stack([query[head.head] for head in chosen]).unflatten(0, (len(groups), -1)).flatten(1, 2)
+            rows = torch.stack([query[head.head] for head in chosen]).reshape(len(groups), -1, query.shape[2])
             keys = key if len(groups) == len(key) else torch.stack([key[group] for group in groups])
-            logits = layer.logits(rows, keys).unflatten(1, (-1, query.shape[1])).flatten(0, 1)
+            logits = layer.logits(rows, keys).reshape(len(chosen), query.shape[1], key.shape[1])
             attention = torch.softmax(logits.masked_fill_(~visible, -torch.inf), dim=-1)
             # Rows of the query, then rows of the content-free query: [heads, rows, keys] -> [heads, columns]
-            means = [part.mean(dim=1).index_select(-1, columns) for part in attention.split(lengths, dim=1)]
+            means = [part.mean(dim=1).index_select(-1, columns) for part in torch.split(attention, lengths, dim=1)]
             means = [mean.to(self._columns[i].device) for mean in means]
             self.lists[i].add(chosen, means[0], means[1] if len(means) > 1 else None)
 
@@ -319,8 +331,8 @@ class TailPass:
             documents = torch.tensor(self.documents.positions(prompt))
             tails = torch.tensor(self.positions[self._rows[i]])
             tail = torch.repeat_interleave(torch.tensor(lengths))
-            own = (tail[:, None] == tail) & (tails[:, None] >= tails)
-            visible = torch.cat([torch.ones(len(tails), len(documents), dtype=torch.bool), own], dim=1)
+            own_tail = (tail[:, None] == tail) & (tails[:, None] >= tails)
+            visible = torch.cat([torch.ones(len(tails), len(documents), dtype=torch.bool), own_tail], dim=1)
             if window is not None:
                 visible &= tails[:, None] - torch.cat([documents, tails]) < window
             self._masks[i, window, device] = visible.to(device)
@@ -372,7 +384,8 @@ def _running_ends(lengths: Iterable[int]) -> list[int]:
 
 def _document_columns(prompt: ListPrompt, device: torch.device | str) -> torch.Tensor:
     """Indices, among a list's packed tokens, of those that count for a document, in prompt order."""
-    columns, start = [], len(prompt.prefix)
+    columns: list[int] = []
+    start = len(prompt.prefix)
     for block in prompt.blocks:
         columns += range(start + block.start, start + block.stop)
         start += len(block.ids)

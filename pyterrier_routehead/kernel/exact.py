@@ -11,7 +11,7 @@ ROWS_AT_A_TIME = 256
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What one attention layer of a model asks for.
+    """The rules of one attention layer of a model.
 
     Attributes:
         module: the model's attention module.
@@ -67,19 +67,19 @@ def causal_attention(
     rows, keys = query.shape[2], key.shape[2]
     if rows == 0:
         return query.new_empty((query.shape[0], 0, query.shape[1], value.shape[-1]))
-    windowed = layer.window is not None and layer.window < keys
-    if rows == keys and not windowed and layer.softcap is None:
+    window = layer.window if layer.window is not None and layer.window < keys else None
+    if rows == keys and window is None and layer.softcap is None:
         return _sdpa(layer, query, key, value, None)
     past = keys - rows
     parts = []
     for start in range(0, rows, ROWS_AT_A_TIME):
         stop = min(start + ROWS_AT_A_TIME, rows)
-        first = max(0, past + start - layer.window + 1) if windowed else 0
+        first = 0 if window is None else max(0, past + start - window + 1)
         row = torch.arange(past + start, past + stop, device=query.device)[:, None]
         column = torch.arange(first, past + stop, device=query.device)
         visible = column <= row
-        if windowed:
-            visible &= row - column < layer.window
+        if window is not None:
+            visible &= row - column < window
         seen = slice(first, past + stop)
         parts.append(masked_attention(layer, query[:, :, start:stop], key[:, :, seen], value[:, :, seen], visible))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -111,12 +111,14 @@ def blocks_attention(
     output[:, :prefix] = head
     for group in _groups(prefix, tuple(blocks), query.device):
         # [1, heads, tokens, dim] -> [blocks, heads, length, dim], with the prefix in front of the keys
-        own_query, own_key, own_value = (states[0][:, group.tokens].transpose(0, 1) for states in (query, key, value))
-        seen_key, seen_value = (
-            torch.cat([states[:, :, :prefix].expand(len(own), -1, -1, -1), own], dim=2)
-            for states, own in ((key, own_key), (value, own_value))
+        group_query, group_key, group_value = (
+            states[0][:, group.tokens].transpose(0, 1) for states in (query, key, value)
         )
-        attended = causal_attention(layer, own_query, seen_key, seen_value)
+        seen_key, seen_value = (
+            torch.cat([states[:, :, :prefix].expand(len(block), -1, -1, -1), block], dim=2)
+            for states, block in ((key, group_key), (value, group_value))
+        )
+        attended = causal_attention(layer, group_query, seen_key, seen_value)
         output[0, group.targets] = attended.flatten(0, 1)[group.real]
     return output
 

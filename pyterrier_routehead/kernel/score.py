@@ -13,7 +13,8 @@ import numpy as np
 from ..common.errors import ListTooLongError, UnsupportedArchitectureError
 from ..heads import Head
 from ..prompt.build import DocumentBlock, ListPrompt
-from .attention import DocumentPass, EncodedDocuments, ListAttention, TailPass
+from .aggregate import FILTERED
+from .attention import DocumentPass, EncodedDocuments, ListAttention, TailPass, nonlinear_aggregations
 from .patterns import DEFAULT_PATTERN, PATTERNS, positions_taken
 from .scores import ListScores
 
@@ -54,7 +55,7 @@ class RunsPasses(Protocol):
         """Run a pass, up to the deepest layer that it needs."""
 
     def count_lists(self, count: int) -> None:
-        """Take note that so many candidate lists have been encoded."""
+        """Count candidate lists that have been encoded."""
 
 
 def score_lists(
@@ -81,7 +82,7 @@ def score_lists(
 
     Raises:
         ListTooLongError: for a list beyond the model's context.
-        UnsupportedArchitectureError: for a list so long that the model's rotary frequencies would change.
+        UnsupportedArchitectureError: for a list beyond the length from which the model's rotary frequencies change.
     """
     hidden_layers = tuple(hidden_layers)
     for layer in hidden_layers:
@@ -96,12 +97,12 @@ def score_lists(
     llm.count_lists(len(prompts))
     llm.forward(tails)
     return [
-        _list_scores(own, prompt, heads, calibrate) for own, prompt in zip(tails.lists, prompts, strict=True)
+        _list_scores(read, prompt, heads, calibrate) for read, prompt in zip(tails.lists, prompts, strict=True)
     ]
 
 
 def check_length(llm: RunsPasses, length: int) -> None:
-    """Refuse a prompt that takes more positions than the model can read exactly.
+    """Check that a prompt takes no more positions than the model can read exactly.
 
     Raises:
         ListTooLongError: beyond the model's context.
@@ -125,24 +126,26 @@ def _encode(llm: RunsPasses, documents: EncodedDocuments, deepest: int) -> None:
     import torch
 
     # Some documents can go first; each pass encodes the few tokens of the prefix again.
+    keys: dict[int, list[torch.Tensor]] = {}
+    values: dict[int, list[torch.Tensor]] = {}
     for prompt in documents.prompts:
         for i, blocks in enumerate(_in_parts(prompt.blocks, TOKENS_AT_A_TIME)):
             part = EncodedDocuments([replace(prompt, blocks=blocks)], documents.pattern)
             llm.forward(DocumentPass(part, deepest))
             new = slice(len(prompt.prefix) if i else 0, None)
-            for whole, own in ((documents.keys, part.keys), (documents.values, part.values)):
-                for layer, states in own.items():
-                    whole.setdefault(layer, []).append(states[:, :, new])
-    for states in (documents.keys, documents.values):
-        for layer, parts in states.items():
-            states[layer] = torch.cat(parts, dim=2)
+            for parts, read in ((keys, part.keys), (values, part.values)):
+                for layer, states in read.items():
+                    parts.setdefault(layer, []).append(states[:, :, new])
+    for joined, parts in ((documents.keys, keys), (documents.values, values)):
+        for layer in list(parts):
+            joined[layer] = torch.cat(parts.pop(layer), dim=2)  # the parts of a layer are freed before the next
 
 
 def _in_parts(blocks: list[DocumentBlock], tokens: int) -> Iterator[list[DocumentBlock]]:
-    """Blocks in order, in parts of some tokens at most where one block does not take more."""
+    """Blocks in order, in parts of at most this many tokens; a longer block is a part by itself."""
     part: list[DocumentBlock] = []
     for block in blocks:
-        if part and sum(len(own.ids) for own in part) + len(block.ids) > tokens:
+        if part and sum(len(member.ids) for member in part) + len(block.ids) > tokens:
             yield part
             part = []
         part.append(block)
@@ -158,7 +161,10 @@ def _list_scores(read: ListAttention, prompt: ListPrompt, heads: Sequence[Head],
         return torch.stack([columns[head] for head in heads], dim=1).cpu().numpy()[place]
 
     hidden = {layer: state.cpu().numpy() for layer, state in read.hidden.items()}
-    if not calibrate:
-        return ListScores(matrix(read.raw), None, None, None, hidden)
-    summed = read.tokens.filtered_sum(read.token_sum).cpu().numpy()[place]
-    return ListScores(matrix(read.raw), matrix(read.null), matrix(read.filtered), summed, hidden)
+    aggregated = {name: matrix(by_head) for name, by_head in read.aggregated.items()}
+    for aggregation in nonlinear_aggregations(calibrate=calibrate):
+        if not aggregation.per_head:
+            summed = aggregation.aggregate(read.tokens, torch.as_tensor(read.token_sum))
+            aggregated[aggregation.name] = summed.cpu().numpy()[place]
+    filtered = aggregated.pop(FILTERED.name, None)
+    return ListScores(matrix(read.raw), matrix(read.null) if calibrate else None, filtered, aggregated or None, hidden)

@@ -66,8 +66,8 @@ class PromptBuilder:
         encoder: the tokenizer.
         document_order: ``"best_last"`` puts the first candidate next to the query, ``"best_first"`` farthest from it.
         numbered: whether the tags count the documents in prompt order, or all are the same.
-        max_doc_tokens: title and text of each document are cut to so many tokens (the tag does not count); None keeps
-            them whole.
+        max_doc_tokens: title and text of each document are truncated to this many tokens (the tag does not count); None
+            does not truncate.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class PromptBuilder:
         return ListPrompt(self._prefix, self._blocks(texts), order, self._tail(query), self._null)
 
     def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
-        """The prompt of the same query and some of its candidates, by number, best first; nothing is encoded anew."""
+        """The prompt of the same query and some of its candidates, by number, best first; nothing is encoded again."""
         blocks = dict(zip(prompt.order, enumerate(prompt.blocks, start=1), strict=True))
         order = list(range(len(candidates)))
         if self.document_order == "best_last":
@@ -111,8 +111,9 @@ class PromptBuilder:
 
     def _before(self, markup: str, tag: list[int]) -> list[int]:
         """Ids of the markup that opens the prompt, which is encoded as it stands before the first tag."""
-        whole = self.encoder.start(markup + self._tag_text(1))
-        return whole[: len(whole) - len(tag)] if whole[len(whole) - len(tag) :] == tag else self.encoder.start(markup)
+        ids = self.encoder.start(markup + self._tag_text(1))
+        border = len(ids) - len(tag)
+        return ids[:border] if ids[border:] == tag else self.encoder.start(markup)
 
     def _tag_text(self, number: int) -> str:
         return self.template.document_tag.format(number=number) if self.numbered else self.template.block_tag

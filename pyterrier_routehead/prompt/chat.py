@@ -2,7 +2,7 @@
 
 import re
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..template import PAPER_CHAT, ChatMarkup
 
@@ -14,8 +14,8 @@ _TURN, _REPLY = "\u2402turn\u2403", "\u2402reply\u2403"
 
 def paper_chat(tokenizer: "PreTrainedTokenizerBase") -> ChatMarkup | None:
     """The markup that the papers' code has for the tokenizer's family; None for a family that it does not know."""
-    vocabulary, own = tokenizer.get_added_vocab(), str(tokenizer.chat_template)
-    return next((markup for control, markup in PAPER_CHAT.items() if control in vocabulary or control in own), None)
+    vocabulary, template = tokenizer.get_added_vocab(), str(tokenizer.chat_template)
+    return next((markup for token, markup in PAPER_CHAT.items() if token in vocabulary or token in template), None)
 
 
 def tokenizer_chat(tokenizer: "PreTrainedTokenizerBase", control_strings: re.Pattern[str]) -> ChatMarkup:
@@ -87,4 +87,4 @@ def _shared_start(control_strings: re.Pattern[str], *texts: str) -> str:
 
 def _render(tokenizer: "PreTrainedTokenizerBase", *turns: tuple[str, str], generate: bool) -> str:
     messages = [{"role": role, "content": content} for role, content in turns]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+    return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))

@@ -13,7 +13,7 @@ are read whole.
 
 import unicodedata
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..common.locks import cached_property
 
@@ -39,8 +39,8 @@ class FirmBorders:
         self._margin = _MARGIN + margin
 
     def first_reach(self, count: int) -> int | None:
-        """How many characters to begin with in order to settle so many tokens; None where only all of them will do."""
-        model = getattr(getattr(self._tokenizer, "backend_tokenizer", None), "model", None)
+        """How many characters to read first in order to settle this many tokens; None if the whole text is needed."""
+        model: Any = getattr(getattr(self._tokenizer, "backend_tokenizer", None), "model", None)
         if type(model).__name__ != "BPE" or model.dropout:
             return None
         if model.continuing_subword_prefix or model.end_of_word_suffix:  # the vocabulary does not read as text then
@@ -54,7 +54,7 @@ class FirmBorders:
             text: the beginning, with what was put before it.
             start: how many tokens at the start do not count.
             encoding: the beginning, encoded.
-            count: how many tokens are wanted.
+            count: number of tokens to settle.
         """
         tokens, offsets = encoding.tokens, encoding.offsets
         for at in range(max(start + count, 1), len(tokens)):

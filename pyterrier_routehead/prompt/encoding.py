@@ -8,6 +8,7 @@ across a piece's border; :class:`TextEncoder` picks the separator accordingly.
 import copy
 import re
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 _SEPARATORS = ("\n\n", " \n\n", "\n", " \n")
-_TEXT_ENDS = ("word", "Ünï", "中文", "中。", "7", "3°", "✓", "end.)", 'end."', "end.”")
-_TEXT_ENDS += tuple(f"end{mark}" for mark in string.punctuation)
+_TEXT_ENDS: tuple[str, ...] = (
+    *("word", "Ünï", "中文", "中。", "7", "3°", "✓", "end.)", 'end."', "end.”"),
+    *(f"end{mark}" for mark in string.punctuation),
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class TextEncoder:
 
         Args:
             texts: the pieces.
-            limit: how many ids of each are wanted; None for all. They are the first ones of the whole text's, which is
-                read no farther than that takes.
+            limit: truncate each piece to this many ids, the first ones of the whole text's; None does not truncate. A
+                text is read no farther than that takes.
         """
         texts = [_well_formed(text) for text in texts]
         found: dict[int, list[int]] = {}
@@ -69,17 +72,17 @@ class TextEncoder:
             beginnings = {i: self._split(text, reach) for i, text in enumerate(texts) if i not in found}
             encoded = iter(self._data_pieces([piece for pieces in beginnings.values() for piece in pieces]))
             for i, pieces in beginnings.items():
-                own = [next(encoded) for _ in pieces]
-                if reach is None or reach >= len(texts[i]):
-                    found[i] = [token for piece in own for token in self._without_controls(piece)][:limit]
-                elif self._settle(own, limit):
-                    found[i] = [token for piece in own for token in piece.ids][:limit]
+                read = [next(encoded) for _ in pieces]
+                if reach is None or limit is None or reach >= len(texts[i]):
+                    found[i] = [token for piece in read for token in self._without_controls(piece)][:limit]
+                elif self._settle(read, limit):
+                    found[i] = [token for piece in read for token in piece.ids][:limit]
             reach = reach and 4 * reach
         return [found[i] for i in range(len(texts))]
 
     def start(self, text: str) -> list[int]:
         """Ids of the markup that opens a prompt: the tokenizer's start-of-text token, unless it is there, and text."""
-        ids = self._plain([text]).input_ids[0]
+        (ids,) = self._plain_ids([text])
         leading = self._leading_ids
         return ids if ids[: len(leading)] == leading else leading + ids
 
@@ -102,7 +105,7 @@ class TextEncoder:
         """The markup around the user's turn: by hand, from the papers' code, or from the tokenizer's own template.
 
         Raises:
-            ValueError: for a chat template of which the markup cannot be told; the message says what to give instead.
+            ValueError: for a chat template whose markup cannot be found out; the message says what to give instead.
         """
         if isinstance(template.chat, ChatMarkup):
             return template.chat
@@ -111,26 +114,26 @@ class TextEncoder:
     def _separator_ids(self, separator: str, template: PromptTemplate) -> list[int]:
         # Before a tag, line breaks may be other tokens than alone: GPT-2 keeps the last of them apart.
         tag = template.document_tag.format(number=1)
-        whole, own = self._inside([separator + tag, tag])
-        border = len(whole) - len(own)
-        return whole[:border] if whole[border:] == own else self.markup(separator)
+        ids, tag_ids = self._inside([separator + tag, tag])
+        border = len(ids) - len(tag_ids)
+        return ids[:border] if ids[border:] == tag_ids else self.markup(separator)
 
     def _stands_alone(self, separator: str, ids: list[int], template: PromptTemplate) -> bool:
         """Whether the ids of text, separator and markup are those of the three encoded at once."""
         tail = template.instruction + separator + template.query_label
         ends = [f" {end}" for end in _TEXT_ENDS]
-        own = self._inside(ends)
+        end_ids = self._inside(ends)
         return all(
-            whole == text + ids + self.markup(markup)
+            joined == text + ids + self.markup(markup)
             for markup in (template.document_tag.format(number=1), template.block_tag, tail)
-            for text, whole in zip(own, self._inside([end + separator + markup for end in ends]), strict=True)
+            for text, joined in zip(end_ids, self._inside([end + separator + markup for end in ends]), strict=True)
         )
 
     def _split(self, text: str, reach: int | None) -> list[str]:
         """Cut a text behind the first character of each control string, so that no piece contains one.
 
-        A control string of a single character becomes a piece of its own. With ``reach`` it is done to so many
-        characters of the text, as it would be to all.
+        A control string of a single character becomes a separate piece. With ``reach`` only this many
+        characters are cut, as they would be in the whole text.
         """
         seen = text if reach is None else text[: reach + self._longest_control]
         cuts = [0]
@@ -187,7 +190,7 @@ class TextEncoder:
         return [piece.text[start:stop] for start, stop in zip(cuts, [*cuts[1:], None], strict=True)]
 
     def _spell(self, character: str) -> list[int]:
-        """Ids of a character that as such is a control token: as the vocabulary spells it, or a replacement's."""
+        """Ids of a character that is a control token by itself: as the vocabulary spells it, or a replacement's."""
         if self._control_ids.isdisjoint(ids := self._spelling_ids(character)):
             return ids
         (replacement,) = self._inside(["\ufffd"])
@@ -196,11 +199,12 @@ class TextEncoder:
     def _spelling_ids(self, character: str) -> list[int]:
         tokenizer = self._spelling_tokenizer
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return tokenizer(self._anchor + character, **options).input_ids[len(self._anchor_ids) :]
+        ids: list[int] = tokenizer(self._anchor + character, **options).input_ids
+        return ids[len(self._anchor_ids) :]
 
     @cached_property
     def _spelling_tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Another copy, for its setting not to look for special tokens would be one for all its users."""
+        """A separate copy: that it does not look for special tokens is a setting of the tokenizer for all its users."""
         return _own_copy(self.tokenizer)
 
     @cached_property
@@ -209,9 +213,14 @@ class TextEncoder:
         return {text: self._spell(text) for text in self._controls if len(text) == 1}
 
     def _plain(self, texts: list[str]) -> "BatchEncoding":
-        # Said for the sake of tokenizers with other settings, and to keep quiet about texts that will yet be cut.
+        # Explicit because tokenizers may have other settings; not verbose, for long texts are truncated later.
         options = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
-        return self.tokenizer(texts, **options)
+        encoded: BatchEncoding = self.tokenizer(texts, **options)
+        return encoded
+
+    def _plain_ids(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._plain(texts).input_ids
+        return ids
 
     def _inside(self, texts: list[str]) -> list[list[int]]:
         """Ids of pieces as they stand inside a longer text."""
@@ -220,12 +229,12 @@ class TextEncoder:
     def _inside_pieces(self, texts: list[str]) -> list[_Piece]:
         if not texts:
             return []
-        found = self._plain([self._anchor + text for text in texts])
+        encoded = self._plain([self._anchor + text for text in texts])
         cut = len(self._anchor_ids)
-        encodings = found.encodings or [None] * len(texts)
+        encodings: Sequence[Encoding | None] = encoded.encodings or [None] * len(texts)
         return [
             _Piece(text, ids[cut:], encoding)
-            for text, ids, encoding in zip(texts, found.input_ids, encodings, strict=True)
+            for text, ids, encoding in zip(texts, encoded.input_ids, encodings, strict=True)
         ]
 
     @cached_property
@@ -235,17 +244,18 @@ class TextEncoder:
         SentencePiece-style tokenizers do, and GPT-2's with add_prefix_space. A control character, unlike a line break,
         merges with nothing behind it.
         """
-        word, broken = self._plain(["a", "\na"]).input_ids
+        word, broken = self._plain_ids(["a", "\na"])
         return "" if broken[-len(word) :] == word else "\x01"
 
     @cached_property
     def _anchor_ids(self) -> list[int]:
-        return self._plain([self._anchor]).input_ids[0]
+        return self._plain_ids([self._anchor])[0]
 
     @cached_property
     def _leading_ids(self) -> list[int]:
-        plain, whole = self._plain(["a"]).input_ids[0], self.tokenizer("a").input_ids
-        return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(plain)] == plain), [])
+        (plain,) = self._plain_ids(["a"])
+        ids: list[int] = self.tokenizer("a").input_ids
+        return next((ids[:i] for i in range(len(ids)) if ids[i : i + len(plain)] == plain), [])
 
     @cached_property
     def _controls(self) -> dict[str, int]:
@@ -298,16 +308,16 @@ def _own_copy(tokenizer: Any) -> "PreTrainedTokenizerBase":
             hint = "one of the tokenizers library: PreTrainedTokenizerFast(tokenizer_object=...)"
         raise TypeError(f"tokenizer is a Hugging Face tokenizer, got {type(tokenizer).__name__}; {hint}")
     try:
-        own = copy.deepcopy(tokenizer)
+        copied = copy.deepcopy(tokenizer)
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise TypeError(f"tokenizer: {type(tokenizer).__name__} cannot be copied ({what})") from error
-    own.split_special_tokens = False
-    if (backend := getattr(own, "backend_tokenizer", None)) is not None:
+    copied.split_special_tokens = False
+    if (backend := getattr(copied, "backend_tokenizer", None)) is not None:
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = False
-    return own
+    return copied
 
 
 def _well_formed(text: str) -> str:

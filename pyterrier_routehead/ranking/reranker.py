@@ -10,6 +10,7 @@ import pyterrier as pt
 from ..common.arguments import check_number
 from ..common.errors import MismatchError, NotFittedError
 from ..common.progress import with_progress
+from ..kernel.aggregate import AGGREGATIONS
 from ..kernel.patterns import DEFAULT_PATTERN
 from ..model.frozen import FrozenLLM
 from ..reading.reader import model_identity
@@ -118,10 +119,10 @@ class HeadReranker(ReadsLists):
                 batch_size=self.batch_size,
                 by_head=by_head,
             )
-        if self.token_filter == "sum" and not by_head:
+        if not by_head and self.token_filter is not None and not AGGREGATIONS[self.token_filter].per_head:
             raise ValueError(
-                "token_filter='sum' filters after summing heads, but the frame has head_scores, read head by head: "
-                "put this re-ranker on text, not behind a scorer, or drop the column head_scores"
+                f"token_filter={self.token_filter!r} filters after summing heads, but the frame has head_scores, read "
+                "head by head: put this re-ranker on text, not behind a scorer, or drop the column head_scores"
             )
         limit = self.llm.max_layers if isinstance(self.llm, FrozenLLM) else None
         whole = None if self.llm is None else sys.maxsize if limit is None else limit

@@ -11,6 +11,7 @@ from ..common.errors import ListTooLongError
 from ..common.locks import cached_property
 from ..common.notices import warn
 from ..heads import HeadsLike, all_heads, is_all, parse_heads
+from ..kernel.aggregate import default_aggregation
 from ..model.fingerprint import ModelSnapshot
 from ..model.frozen import FrozenLLM
 from ..prompt.build import ListPrompt
@@ -287,15 +288,15 @@ class TextSource:
             reader.check_length(own.qid, prompt)
         settings, found = reader.settings, []
         place = {head: i for i, head in enumerate(reader.heads)}
-        summed = settings.token_filter == "sum"
+        aggregation = settings.aggregation
+        if self._by_head and not aggregation.per_head:
+            aggregation = default_aggregation(calibrate=settings.calibrate)
         for scores, wanted in zip(reader.score(prompts), heads, strict=True):
-            if summed and not self._by_head:
-                found.append(HeadVectors(scores.summed[:, None]))
+            vectors = scores.vectors(aggregation, calibrate=settings.calibrate)
+            if not aggregation.per_head:
+                found.append(HeadVectors(vectors))
                 continue
             places = range(len(place)) if is_all(wanted) else [place[head] for head in parse_heads(wanted)]
-            vectors = scores.vectors(
-                calibrate=settings.calibrate, token_filter="head" if summed else settings.token_filter
-            )
             found.append(HeadVectors(vectors[:, places], scores.raw[:, places] if raw else None))
         return found
 

@@ -10,6 +10,7 @@ from ..common.errors import ListTooLongError
 from ..common.locks import cached_property
 from ..heads import Head, HeadsLike, all_heads, is_all, resolve_heads
 from ..kernel.patterns import PATTERNS, positions_taken
+from ..kernel.scores import follow_from_stored
 from ..model.fingerprint import ModelSnapshot
 from ..model.frozen import FrozenLLM
 from ..prompt.build import Candidate, ListPrompt, PromptBuilder
@@ -58,7 +59,7 @@ class ListReader:
         self.heads: tuple[Head, ...] = resolve_heads(heads, llm.num_layers, llm.num_heads)
         self.settings = settings
         self.hidden_layers = tuple(hidden_layers)
-        self.store = None if settings.token_filter == "sum" else store
+        self.store = store if follow_from_stored(settings.aggregation) else None
         self.pattern = PATTERNS[settings.document_attention]
         self._builder = PromptBuilder(
             settings.prompt,

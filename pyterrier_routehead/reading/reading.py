@@ -13,12 +13,11 @@ from ..common.arguments import check_choice, check_flag, check_whole
 from ..common.errors import MismatchError
 from ..common.schema import typed_fields
 from ..heads import Head, HeadsLike, is_all, resolve_heads
+from ..kernel.aggregate import AGGREGATIONS, Aggregation, default_aggregation
 from ..kernel.patterns import DEFAULT_PATTERN, PATTERNS
 from ..model.fingerprint import same_weights, shown
 from ..prompt.build import DOCUMENT_ORDERS
 from ..template import DEFAULT_TEMPLATE, PromptTemplate, get_template
-
-TOKEN_FILTERS = ("head", "sum", "none")
 
 
 @dataclass(frozen=True)
@@ -50,20 +49,26 @@ class ReadingSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "calibrate", check_flag("calibrate", self.calibrate))
         if self.token_filter is None:
-            object.__setattr__(self, "token_filter", "head" if self.calibrate else "none")
+            object.__setattr__(self, "token_filter", default_aggregation(calibrate=self.calibrate).name)
         for name, allowed in (
             ("document_order", DOCUMENT_ORDERS),
             ("document_attention", tuple(PATTERNS)),
-            ("token_filter", TOKEN_FILTERS),
+            ("token_filter", tuple(AGGREGATIONS)),
         ):
             check_choice(name, getattr(self, name), allowed)
         number = check_whole("max_doc_tokens", self.max_doc_tokens, what="number of tokens")
         object.__setattr__(self, "max_doc_tokens", number)
-        if not self.calibrate and self.token_filter != "none":
+        if not self.calibrate and self.aggregation.needs_calibration:
             raise ValueError(
                 f"token_filter={self.token_filter!r} filters calibrated scores, but calibrate=False: "
                 "leave one of the two out"
             )
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """How the attention on a document's tokens becomes its score: what ``token_filter`` names."""
+        assert self.token_filter is not None, "set on construction"
+        return AGGREGATIONS[self.token_filter]
 
 
 SETTING_NAMES = tuple(field.name for field in fields(ReadingSettings))

@@ -29,6 +29,7 @@ from pyterrier_routehead import (
     published_heads,
 )
 from pyterrier_routehead.heads import all_heads, parse_heads
+from pyterrier_routehead.kernel.aggregate import FILTERED
 from pyterrier_routehead.kernel.score import score_lists
 from pyterrier_routehead.model.default import converted, packaged_gguf
 from pyterrier_routehead.prompt.build import Candidate, DocumentBlock, ListPrompt, PromptBuilder
@@ -152,7 +153,7 @@ def test_scores_per_head_of_qrheads_detection():
     prompts = [prompt_of(expected, True, True) for expected in authors("qr_tiny_llama3")["expected"]]
     read = score_lists(tiny("tiny-llama-3"), prompts, all_heads(4, 8))
     for scores, expected in zip(read, authors("qrhead_detection_tiny_llama3")["expected"], strict=True):
-        vectors = scores.vectors(calibrate=True, token_filter="head")
+        vectors = scores.vectors(FILTERED, calibrate=True)
         assert vectors.reshape(-1, 4, 8) == pytest.approx(np.array(expected["scores"]), abs=1e-6)
 
 
