@@ -27,7 +27,7 @@ $(STAMP): setup.py constraints.txt
 demo: $(STAMP)  ## re-rank BM25 on 40 SciFact queries
 	$(VENV)/bin/python examples/scifact.py --queries 40
 
-test: lint  ## run ruff and the tests
+test: lint  ## run ruff, mypy and the tests
 	$(VENV)/bin/python -m pytest
 
 test-unit: $(STAMP)  ## run the tests that need no torch, in seconds
@@ -42,8 +42,9 @@ test-min:  ## run the core tests at the oldest versions that setup.py accepts
 	$(VENV_MIN)/bin/pip install -c constraints-min.txt -e '.[gguf]' pytest hypothesis
 	$(VENV_MIN)/bin/python -m pytest $(CORE_TESTS)
 
-lint: $(STAMP)  ## run ruff only
+lint: $(STAMP)  ## run ruff and mypy only
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
 
 clean:  ## remove .venv, caches and build files
 	rm -rf $(VENV) $(VENV_MIN) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -67,7 +67,8 @@ setup(
         "plots": PLOTS,
         "ltr": LTR,
         "dev": [
-            "pytest>=8", "hypothesis", "ruff", "psutil", "peft", "pyterrier-caching",
+            "pytest>=8", "hypothesis", "ruff", "mypy", "pandas-stubs", "scipy-stubs",
+            "psutil", "peft", "pyterrier-caching",
             *GGUF, *MULTI_GPU, *QUANTISED, *PISA, *PLOTS, *LTR,
         ],
     },

@@ -115,7 +115,7 @@ def _check_tag(tag: str) -> None:
     except ValueError:
         fields = None
     if fields is None or any(
-        name != "number" or conversion or not _NUMBER_FORMAT.fullmatch(layout)
+        name != "number" or conversion or not _NUMBER_FORMAT.fullmatch(layout or "")
         for name, layout, conversion in fields
     ):
         raise ValueError(f"document_tag has no field but {{number}}, got {tag!r:.200}; its width is below 100")
