@@ -4,7 +4,6 @@ They are fitted in a pipeline: fitting scores every head of the model by a crite
 ranking is that of a static set, the best k heads.
 """
 
-import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import product
@@ -17,6 +16,7 @@ from .common.arguments import check_flag, check_text, check_whole
 from .common.notices import warn
 from .detection.criteria import Criterion, core_criterion, get_criterion
 from .detection.head_set import HeadSet
+from .detection.pruning import check_max_layer, within
 from .evaluation.measures import NDCG
 from .fitting.judged import JudgedLists, check_calibration, check_parts, mean_ndcg, ranked_heads, read_judged
 from .heads import HeadsLike, is_all, kept_heads
@@ -225,27 +225,6 @@ def listed(value: object) -> list:
 def is_name(heads: str) -> bool:
     """Whether a string names a set, and not heads."""
     return not is_all(heads) and any(character.isalpha() for character in heads)
-
-
-def check_max_layer(max_layer: object) -> None:
-    """Refuse what is neither a number of layers nor a share of them."""
-    if max_layer is None:
-        return
-    said = f"max_layer is a number of layers from 1, or a share of them up to 1.0, got {max_layer!r}"
-    if isinstance(max_layer, bool) or not isinstance(max_layer, numbers.Real):
-        raise TypeError(said)
-    if not (max_layer >= 1 if isinstance(max_layer, numbers.Integral) else 0 < max_layer <= 1):
-        raise ValueError(said)
-
-
-def within(head_set: HeadSet, max_layer: int | float | None) -> HeadSet:
-    """The heads in the layers that ``max_layer`` keeps."""
-    if max_layer is None:
-        return head_set
-    if isinstance(max_layer, numbers.Integral):
-        return head_set.below(int(max_layer))
-    # CoRe's code: int(layers * (1 - pruned share)); a hair above, since .29 * 100 is just below 29.
-    return head_set.below(max(1, int(head_set.model.num_layers * max_layer + 1e-9)))
 
 
 _ROBUST = ("ndcg@10", "mrr", "qr-calibrated", "qr")

@@ -11,8 +11,8 @@ import pyterrier as pt
 from .common.arguments import check_choice, check_flag, check_share, check_text, check_whole
 from .common.notices import warn
 from .common.progress import shows_progress
-from .detected import check_max_layer, within
 from .detection.criteria import get_criterion
+from .detection.pruning import check_max_layer, within
 from .fitting.judged import JudgedList, JudgedLists, check_calibration, check_parts, ranked_heads, read_judged
 from .fitting.routers import RouterLists, learn_router
 from .kernel.patterns import DEFAULT_PATTERN

@@ -3,6 +3,7 @@
 =============  =========================================================================================================
 ``criteria``   how well each head ranks a judged list
 ``head_set``   `HeadSet`: heads that rank well and where they come from, to be shared
+``pruning``    only heads of the lower layers
 ``published``  head lists from the papers' own repositories
 =============  =========================================================================================================
 """
