@@ -164,7 +164,8 @@ def _list_scores(read: ListAttention, prompt: ListPrompt, heads: Sequence[Head],
     aggregated = {name: matrix(by_head) for name, by_head in read.aggregated.items()}
     for aggregation in nonlinear_aggregations(calibrate=calibrate):
         if not aggregation.per_head:
-            summed = aggregation.aggregate(read.tokens, torch.as_tensor(read.token_sum))
+            token_sum = torch.as_tensor(read.token_sum, device=read.tokens.document.device)
+            summed = aggregation.aggregate(read.tokens, token_sum)
             aggregated[aggregation.name] = summed.cpu().numpy()[place]
     filtered = aggregated.pop(FILTERED.name, None)
     return ListScores(matrix(read.raw), matrix(read.null) if calibrate else None, filtered, aggregated or None, hidden)
