@@ -63,10 +63,10 @@ class FrozenLLM:
               spread over GPUs and quantised models work; a model with parts on disk, or parts on the CPU and parts on
               a GPU, is refused.
 
-    A loaded model's identity is taken at the moment of use. Stores tell models apart by all weights, adapters, dtype and
-    configuration; head sets and frames by samples of the layers' weights and by adapters. What the owner changes by
-    other means (forward hooks, patched methods, buffers or plain attributes of modules) takes part in what is read, but
-    not in the identity: keep such changes apart from a store.
+    A loaded model's identity is taken at the moment of use. Stores tell models apart by all weights, adapters, dtype
+    and configuration; head sets and frames by samples of the layers' weights and by adapters. What the owner changes by
+    other means (forward hooks, patched methods, buffers or plain attributes of modules) takes part in what is read,
+    but not in the identity: keep such changes apart from a store.
 
     Attributes:
         document_passes: how many candidate lists have been encoded so far.
