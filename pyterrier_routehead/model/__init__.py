@@ -12,7 +12,9 @@ It imports ``kernel`` and those above it.
 ``adapters``       which weights are in effect where PEFT's adapters are added
 ``fingerprint``    which weights a model has
 ``twin``           a decoder's twin: modules of our own over the same weights
+``loaded``         a decoder that is in memory: its size, its context, its weights
 ``loading``        opens a model and takes its decoder apart
+``counting``       counts the lists that passes have encoded
 ``engine``         runs passes over a decoder, of which nothing is changed
 ``check``          tries on a few tokens whether a model can be read exactly
 ``frozen``         `FrozenLLM`: finds, shares and pickles a model

@@ -28,17 +28,17 @@ def weights_in_effect(module: "torch.nn.Module") -> "dict[str, torch.Tensor]":
 
 def settings_in_effect(module: "torch.nn.Module") -> list[str]:
     """What adapters that are in effect have beside tensors, such as their scaling."""
-    said = []
+    found = []
     for name, part in module.named_modules():
         if not _is_tuner(part):
             continue
         for number, adapter in enumerate(_in_effect(part)):
             for setting in (*part.other_param_names, "scaling"):
-                own = getattr(part, setting, None)
-                value = own.get(adapter) if isinstance(own, dict) else None
+                by_adapter = getattr(part, setting, None)
+                value = by_adapter.get(adapter) if isinstance(by_adapter, dict) else None
                 if isinstance(value, bool | int | float | str):
-                    said.append(f"{_plain_name(module, name)}:{type(part).__name__}:{number}:{setting}={value!r}")
-    return said
+                    found.append(f"{_plain_name(module, name)}:{type(part).__name__}:{number}:{setting}={value!r}")
+    return found
 
 
 def refuse_pending_unmerge(modules: "Iterable[torch.nn.Module]") -> None:
@@ -48,9 +48,11 @@ def refuse_pending_unmerge(modules: "Iterable[torch.nn.Module]") -> None:
         ValueError: naming the adapters.
     """
     for module in modules:
-        if getattr(module, "_disable_adapters", False) and getattr(module, "merged_adapters", None):
+        disabled = getattr(module, "_disable_adapters", False)
+        merged = getattr(module, "merged_adapters", None) if disabled else None
+        if merged:
             raise ValueError(
-                f"adapters ({', '.join(module.merged_adapters)}) are merged into the loaded model's weights and "
+                f"adapters ({', '.join(merged)}) are merged into the loaded model's weights and "
                 "disabled as well, so that its next forward would change its weights: call unmerge_adapter() first"
             )
 
@@ -63,7 +65,7 @@ def virtual_tokens(model: "torch.nn.Module") -> str | None:
     return None
 
 
-def _active_configs(model: Any) -> Iterator[object]:
+def _active_configs(model: Any) -> Iterator[Any]:
     configs, active = getattr(model, "peft_config", None), getattr(model, "active_adapters", None)
     if isinstance(configs, dict) and not callable(active):
         yield from (configs[name] for name in active or () if name in configs)
@@ -87,12 +89,13 @@ def _in_effect(layer: Any) -> list[str]:
     return list(dict.fromkeys(layer.active_adapters))
 
 
-def _plain_name(module: object, name: str) -> str | None:
+def _plain_name(module: Any, name: str) -> str | None:
     """A tensor's or module's name without wrappers; None if it is not in effect."""
-    plain, segments = [], iter(name.split("."))
+    plain: list[str] = []
+    segments = iter(name.split("."))
     for segment in segments:
         if _is_saved_copy(module):
-            active = [own for own in _in_effect(module) if own in module.modules_to_save][:1]
+            active = [adapter for adapter in _in_effect(module) if adapter in module.modules_to_save][:1]
             if segment == "original_module" and not active:
                 pass
             elif segment == "modules_to_save" and next(segments, None) in active:

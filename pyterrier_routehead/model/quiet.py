@@ -19,8 +19,8 @@ def quiet_transformers() -> Iterator[None]:
     with _lock:
         if _inside == 0:
             _before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-            logging.set_verbosity_error()
-            logging.disable_progress_bar()
+            logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
+            logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
         _inside += 1
     try:
         yield
@@ -30,4 +30,4 @@ def quiet_transformers() -> Iterator[None]:
             if _inside == 0:
                 logging.set_verbosity(_before[0])
                 if _before[1]:
-                    logging.enable_progress_bar()
+                    logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
