@@ -43,7 +43,7 @@ class Criterion:
     def __call__(self, scores: np.ndarray, labels: np.ndarray, ideal: float | None = None) -> np.ndarray | None:
         """One number per head, float64 [heads]; None for a list without a positive or without a negative.
 
-        Without ``ideal``, that of the list's own documents is taken.
+        Without ``ideal``, that of the list's documents is taken.
         """
         scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
         if scores.ndim != 2 or labels.shape != scores.shape[:1]:

@@ -1,7 +1,7 @@
 """Which weights of a model are in effect at this moment, where PEFT's adapters are added, switched, disabled or merged.
 
-An adapter that is disabled or merged computes nothing of its own, so a model with such adapters is told apart from its
-base by the base's weights alone. PEFT itself is not needed: its layers are known by what they have.
+An adapter that is disabled or merged computes nothing, so a model with such adapters is distinguished from its base by
+the weights of the base alone. PEFT itself is not needed: its layers are known by what they have.
 """
 
 from collections.abc import Iterable, Iterator
@@ -58,7 +58,7 @@ def refuse_pending_unmerge(modules: "Iterable[torch.nn.Module]") -> None:
 
 
 def virtual_tokens(model: "torch.nn.Module") -> str | None:
-    """PEFT's name of an active adapter that puts tokens of its own before every prompt, which no pass would see."""
+    """PEFT's name of an active adapter that puts virtual tokens before every prompt, which no pass would see."""
     for config in _active_configs(model):
         if getattr(config, "is_prompt_learning", False):
             return str(getattr(config.peft_type, "value", config.peft_type))

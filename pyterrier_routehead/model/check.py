@@ -1,4 +1,4 @@
-"""Tries on a few tokens whether a model can be read exactly, so that one which cannot is refused when it is loaded."""
+"""Tries on a few tokens whether a model can be read exactly, so that loading raises an error where it cannot."""
 
 import inspect
 from collections import Counter
@@ -28,7 +28,7 @@ class _HeadCountingDocuments(DocumentPass):
 
 
 class _KeyKeepingTails(TailPass):
-    """Keeps the keys of the tails' own tokens, by layer."""
+    """Keeps the keys of the tails' tokens, by layer."""
 
     def attend(
         self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor

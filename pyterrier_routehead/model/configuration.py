@@ -1,4 +1,4 @@
-"""A model's one configuration, from whatever was given, and that of its first layers."""
+"""A model's configuration, from whatever was given, and that of its first layers."""
 
 import copy
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Which weights a model has, told by short hashes: an id does not tell, since one id can name several weights.
+"""Which weights a model has, as short hashes: an id is not enough, since one id can name several weights.
 
 SmolLM2-135M-Instruct from the hub and from a Q4_1 GGUF file differ, and so do the heads that rank well in them. A model
 that somebody has loaded may be trained further, or change its adapters, so its hashes hold for a moment.

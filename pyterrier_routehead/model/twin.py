@@ -1,13 +1,13 @@
-"""A decoder's twin: modules of our own over the same weights.
+"""A decoder's twin: other modules over the same weights.
 
 A loaded model is its owner's, who may be training it, or generating with it in another thread. So nothing of it is
 changed, not even for the time of a pass: passes run on a twin, in which every module, its dictionaries of weights,
-buffers, children and hooks, and every configuration are copies, while the weights themselves are the model's own. Only
+buffers, children and hooks, and every configuration are copies, while the weights themselves are the model's. Only
 the twin is in evaluation mode, has our attention and runs eagerly.
 
 What a module holds or calls is tied to the twin where it can be seen to belong to the model: in containers, by bound
 methods (accelerate's hooks), in partial functions and in closures. Where it cannot, attention that is not ours is met
-with a mask that is ours, which refuses it.
+with a mask that is ours, which raises an error.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Files of a store: what one holds, and what is checked when it is read.
 
 An entry holds float32 arrays and says beside them which list and model they belong to. It is called after that, so a
-file that was renamed, or put into another's place, is told from its name.
+file that was renamed, or put into another's place, is recognised by its name.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """What a head score describes: which heads of which model, under which settings. Every row of head scores carries it.
 
-A vector of head scores means nothing without it, and a frame's own attributes do not survive merging, slicing or
+A vector of head scores means nothing without it, and the attributes of a frame do not survive merging, slicing or
 ``transform_iter``. So a scorer writes it into each row, as one shared value in the column ``head_reading``, and whoever
 uses the vectors looks heads up by name and raises an error for scores that were computed with different settings.
 """
@@ -112,7 +112,7 @@ class ModelIdentity:
         num_layers: layers of the complete model.
         num_heads: heads per layer.
         revision: branch, tag or commit on the hub, if one was given.
-        tokenizer: id or folder of another tokenizer than the model's own, if one was given.
+        tokenizer: id or folder of a tokenizer that replaces the model's, if one was given.
     """
 
     name: str
@@ -185,7 +185,7 @@ class Reading:
                 raise MismatchError(f"{name}={wanted} was asked for, but head_scores was read with {read}")
 
     def same_but_heads(self, other: "Reading") -> bool:
-        """Whether vectors of both may stand in one list: the same model, read the same way, both with titles or not."""
+        """Whether vectors of both may stand in one list: the same model, the same settings, both with titles or not."""
         titles = self.title_field is not None, other.title_field is not None
         return self.settings == other.settings and titles[0] == titles[1] and self.model.is_same(other.model)
 

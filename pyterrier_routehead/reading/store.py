@@ -160,7 +160,7 @@ class HeadScoreStore(SharedArtifact):
         return None
 
     def _state(self, key: StoreKey, layer: int, entry: Entry) -> np.ndarray | None:
-        """A list's hidden state after a layer: it depends on the weights up to there, and has a file of its own."""
+        """A list's hidden state after a layer: it depends on the weights up to there, and has a separate file."""
         fingerprint = key.fingerprint[: layer + 1]
         if len(fingerprint) == layer + 1:
             file = self._hidden / key.digest[:2] / entry_name(key.digest, fingerprint)
@@ -184,7 +184,7 @@ class HeadScoreStore(SharedArtifact):
     def put(self, key: StoreKey, scores: ListScores, layers: int) -> None:
         """Store the calibrated scores of all heads of some layers; entries that they cover are removed.
 
-        Hidden states, each in a file of its own, stay whatever becomes of the scores. Scores or states that are not
+        Hidden states, each in a separate file, stay whatever becomes of the scores. Scores or states that are not
         finite are not kept: whoever reads them says which query they are of.
 
         Raises:
