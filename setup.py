@@ -42,6 +42,7 @@ setup(
         "pyterrier.artifact": [
             "head_set.json = pyterrier_routehead:HeadSet",
             "head_router.safetensors = pyterrier_routehead:HeadRouter",
+            "head_score_store.safetensors = pyterrier_routehead:HeadScoreStore",
         ]
     },
     zip_safe=False,

@@ -1,4 +1,7 @@
 import os
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 
@@ -64,3 +67,20 @@ def pytest_collection_modifyitems(items):
     if not torch.accelerator.is_available():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="there is no GPU"))
+
+
+class QuietServer(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch):
+    """Where this machine serves tmp_path."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietServer, directory=str(tmp_path))) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()

@@ -1,12 +1,12 @@
 """How well each head ranks one judged list: the criteria of head detection.
 
 Each is a function of head scores, float [documents, heads] with the first stage's best candidate first, and judgements,
-numbers [documents], which gives one number per head, float64 [heads], higher for better heads; or None where the list
-tells nothing about heads. A document counts as relevant (positive) if its label is above 0; how far above matters to
+numbers [documents], which gives one number per head, float64 [heads], higher for better heads; or None for an
+uninformative list. A document counts as relevant (positive) if its label is above 0; how far above matters to
 nDCG alone. All others are negatives, judged or not, and a positive is never a negative of another one. Detection takes
 the mean over lists.
 
-A criterion of one's own is a :class:`Criterion` around such a function; in :data:`CRITERIA` it is found by name.
+A custom criterion is a :class:`Criterion` around such a function; in :data:`CRITERIA` it is found by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,10 +28,10 @@ class Criterion:
     Args:
         name: what results and files call it.
         judge: the function, called as ``judge(scores, labels, **settings)``.
-        calibrated: whether it wants calibrated, filtered scores, or the raw attention.
+        calibrated: whether it requires calibrated, filtered scores, or the raw attention.
         settings: further arguments of the function.
-        needs_ideal: whether the function also wants ``ideal=``, the DCG@10 of the ideal ranking of all documents that
-            are judged for the query.
+        needs_ideal: whether the function also requires ``ideal=``, the DCG@10 of the ideal ranking of all documents
+            that are judged for the query.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Criterion:
     def __call__(self, scores: np.ndarray, labels: np.ndarray, ideal: float | None = None) -> np.ndarray | None:
         """One number per head, float64 [heads]; None for a list without a positive or without a negative.
 
-        Without ``ideal``, that of the list's own documents is taken.
+        Without ``ideal``, that of the list's documents is taken.
         """
         scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
         if scores.ndim != 2 or labels.shape != scores.shape[:1]:
@@ -67,12 +67,14 @@ def contrastive(scores: np.ndarray, labels: np.ndarray, temperature: float) -> n
     highest = logits[~positive].max(axis=0)
     negatives = np.log(np.exp(logits[~positive] - highest).sum(axis=0)) + highest
     log_odds = logits[positive] - negatives
-    return np.exp(-np.logaddexp(0, -log_odds)).mean(axis=0)
+    mean: np.ndarray = np.exp(-np.logaddexp(0, -log_odds)).mean(axis=0)
+    return mean
 
 
 def attention_mass(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """QRscore: the attention that the positives of a list get together (QRHead, arXiv 2506.09944, equations 2 to 4)."""
-    return scores[labels > 0].sum(axis=0)
+    mass: np.ndarray = scores[labels > 0].sum(axis=0)
+    return mass
 
 
 def single_head_ndcg(scores: np.ndarray, labels: np.ndarray, ideal: float) -> np.ndarray:
@@ -80,13 +82,15 @@ def single_head_ndcg(scores: np.ndarray, labels: np.ndarray, ideal: float) -> np
 
     Ties keep the first stage's order; see :mod:`~pyterrier_routehead.evaluation.measures`.
     """
-    return ndcg(np.maximum(labels, 0)[None].astype(np.float64), scores[None], np.array([ideal]))[0]
+    values: np.ndarray = ndcg(np.maximum(labels, 0)[None].astype(np.float64), scores[None], np.array([ideal]))[0]
+    return values
 
 
 def reciprocal_rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """One over the rank of the first positive in the ranking by one head alone. Ties keep the first stage's order."""
     ranked = np.argsort(-scores, axis=0, kind="stable")
-    return 1 / (np.argmax((labels > 0)[ranked], axis=0) + 1.0)
+    reciprocal: np.ndarray = 1 / (np.argmax((labels > 0)[ranked], axis=0) + 1.0)
+    return reciprocal
 
 
 def core_criterion(temperature: float = 0.001, calibrated: bool = False) -> Criterion:

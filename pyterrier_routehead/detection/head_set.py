@@ -1,11 +1,11 @@
 """`HeadSet`: heads that rank well, with where they come from, as a PyTerrier artifact that others can load.
 
-Heads are tied to the exact weights and to the way of reading, so a set says which model it is for, how its scores were
-read, and on what data and by which criterion its heads were found; whoever uses it compares.
+Heads are tied to the exact weights and to the settings of their scores, so a set says which model it is for, what these
+settings were, and on what data and by which criterion its heads were found; whoever uses it compares.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,11 @@ import pyterrier as pt
 
 from ..common.arguments import check_number, check_whole
 from ..common.errors import MismatchError
-from ..common.notices import warn
 from ..common.paths import absolute_path
 from ..common.saving import FORMAT, as_plain, check_format, load_description, readable, save_artifact
 from ..common.schema import LATER, typed
 from ..common.sharing import SharedArtifact
 from ..heads import Head, HeadsLike, all_heads, parse_heads
-from ..model.fingerprint import shown
 from ..reading.reading import (
     SETTING_NAMES,
     ModelIdentity,
@@ -31,6 +29,8 @@ from ..reading.reading import (
     shown_settings,
 )
 from ..version import __version__
+from .card import description, facts, usage
+from .comparing import check_same_model, check_same_settings
 
 _FILE = "head_set.json"
 
@@ -43,7 +43,7 @@ class Detection:
         criterion: its name.
         settings: the criterion's own settings, and whether it saw calibrated scores.
         data: the name of the judged queries.
-        queries: how many of them counted.
+        queries: number of them that counted.
         source: where a published set comes from: paper and repository.
         note: what a user should know.
 
@@ -64,7 +64,7 @@ class Detection:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Description:
     """What the file holds."""
 
     format: int
@@ -85,10 +85,10 @@ class HeadSet(SharedArtifact):
 
     Attributes:
         heads: the heads, best first.
-        k: so many of them rank, the first ones; None: all of them.
+        k: number of heads that rank, the first ones; None: all of them.
         scores: their scores by the criterion, or None.
         model: the model's id, revision, shape and weights fingerprint (empty for published lists).
-        settings: how the scores were read, a mapping of names of :class:`ReadingSettings`; what is not known is left
+        settings: the settings of the scores, a mapping of names of :class:`ReadingSettings`; what is not known is left
             out.
         detection: how the heads were found, or None.
         version: of the package that made the set.
@@ -110,8 +110,9 @@ class HeadSet(SharedArtifact):
     version: str
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__(absolute_path("path", path))
-        self._take(load_description(self.path, _FILE, "head set"), str(self.path / _FILE))
+        folder = absolute_path("path", path)
+        super().__init__(folder)
+        self._take(load_description(folder, _FILE, "head set"), str(folder / _FILE))
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> "HeadSet":
@@ -142,9 +143,9 @@ class HeadSet(SharedArtifact):
             heads: the heads, best first.
             model: the model that they belong to.
             scores: one number per head.
-            settings: how they were read; a mapping may leave settings out.
+            settings: the settings of the scores; a mapping may leave some out.
             detection: how they were found.
-            k: how many of them rank, the first ones; None: all of them.
+            k: number of heads that rank, the first ones; None: all of them.
 
         Raises:
             TypeError: for a model, settings, detection, score or k of another type.
@@ -152,7 +153,7 @@ class HeadSet(SharedArtifact):
                 not finite, unknown settings, or a k beyond the heads.
         """
         if isinstance(settings, ReadingSettings):
-            settings = {own.name: getattr(settings, own.name) for own in fields(settings)}
+            settings = {name: getattr(settings, name) for name in SETTING_NAMES}
         if not isinstance(settings, Mapping | None):
             raise TypeError(f"settings are ReadingSettings or a mapping of some, got {settings!r}")
         if not isinstance(detection, Detection | None):
@@ -174,7 +175,8 @@ class HeadSet(SharedArtifact):
     ) -> "HeadSet":
         made = cls.__new__(cls)
         pt.Artifact.__init__(made, pt.Artifact.NO_PATH)
-        made.heads, made.scores, made.model = tuple(heads), scores, model
+        made.heads, made.model = tuple(heads), model
+        made.scores = None if scores is None else tuple(scores)
         made.settings, made.detection, made.version, made.k = settings, detection, version, k
         made._check()
         return made
@@ -231,7 +233,7 @@ class HeadSet(SharedArtifact):
         return self._picked(range(min(check_whole("k", k, what="number of heads"), len(self.heads))))
 
     def below(self, layer: int) -> "HeadSet":
-        """The heads of the first so many layers, as if the layers above were cut off (CoRe's pruning).
+        """The heads below a layer, as if the layers from there on were cut off (CoRe's pruning).
 
         As many of them rank as before, or all where fewer are left.
         """
@@ -267,15 +269,15 @@ class HeadSet(SharedArtifact):
         return HeadSet.of([pool[i] for i in drawn], model=self.model, settings=self.settings, detection=detection)
 
     def union(self, other: "HeadSet") -> "HeadSet":
-        """The heads of both, own ones first, all of which rank; without scores: those of two sets need not compare.
+        """The heads of both, this set's first, all of which rank; without scores: those of two sets need not compare.
 
         Raises:
-            MismatchError: for sets of other models or read otherwise.
+            MismatchError: for sets of other models or with different settings.
         """
         self.check_model(other.model)
         if self.settings != other.settings:
             raise MismatchError(
-                f"sets that were read otherwise have no union: {shown_settings(self.settings, other.settings)}"
+                f"sets with different settings have no union: {shown_settings(self.settings, other.settings)}"
             )
         names = [f"{set_.detection.criterion} on {set_.detection.data}" for set_ in (self, other) if set_.detection]
         counts = [set_.detection.queries for set_ in (self, other) if set_.detection]
@@ -302,33 +304,19 @@ class HeadSet(SharedArtifact):
         Raises:
             MismatchError: naming both models.
         """
-        both = f"the head set is for {self.model}, not for {model}"
-        if (self.model.num_layers, self.model.num_heads) != (model.num_layers, model.num_heads):
-            raise MismatchError(both)
-        if allow_mismatch:
-            return
-        if self.model.fingerprint and model.fingerprint:
-            same = self.model.is_same(model)
-        elif same := self.model.name == model.name:
-            pass
-        elif same := Path(model.name).is_dir():
-            warn(f"{both}, as far as their shapes tell: nothing else can be compared")
-        if not same:
-            raise MismatchError(f"{both}; allow_mismatch=True uses it all the same")
+        check_same_model(self.model, model, allow_mismatch=allow_mismatch)
 
     def check_settings(self, settings: ReadingSettings, *, allow_mismatch: bool = False) -> None:
-        """Refuse head scores that were read otherwise than the set's.
+        """Refuse head scores that were computed with different settings than the set's.
+
+        Args:
+            settings: those of the head scores.
+            allow_mismatch: accept them all the same.
 
         Raises:
             MismatchError: naming the settings that differ, with both values.
         """
-        differing = {name: value for name, value in self.settings.items() if getattr(settings, name) != value}
-        if differing and not allow_mismatch:
-            own = {name: getattr(settings, name) for name in differing}
-            raise MismatchError(
-                f"head_scores was read otherwise than the head set's scores: {shown_settings(own, differing)}; "
-                "allow_mismatch=True uses the set all the same"
-            )
+        check_same_settings(self.settings, settings, allow_mismatch=allow_mismatch)
 
     # As a value and as a file
 
@@ -345,13 +333,13 @@ class HeadSet(SharedArtifact):
             "version": self.version,
         }
 
-    def _take(self, said: Mapping[str, Any], where: str) -> None:
+    def _take(self, values: Mapping[str, Any], where: str) -> None:
         with readable(where, "head set"):
-            check_format(said)
-            found = typed(_Said, said, "")
-            self.heads, self.k, self.scores, self.model = parse_heads(found.heads), found.k, found.scores, found.model
-            self.settings = _normal(settings_from_json(found.settings))
-            self.detection, self.version = found.detection, found.version
+            check_format(values)
+            described: _Description = typed(_Description, values, "")
+            self.heads, self.k, self.scores = parse_heads(described.heads), described.k, described.scores
+            self.model, self.settings = described.model, _normal(settings_from_json(described.settings))
+            self.detection, self.version = described.detection, described.version
             self._check()
 
     def save(self, path: str | Path) -> "HeadSet":
@@ -369,39 +357,13 @@ class HeadSet(SharedArtifact):
     # As a card
 
     def _description(self) -> str:
-        rank = "all of which rank" if self.k is None else f"of which the first {self.k} rank"
-        how = self.detection
-        found = f", found by the criterion {how.criterion} on {how.data}" if how else ""
-        return (
-            f"{len(self)} attention heads of {self.model.name}, best first, {rank}{found}. Candidates are re-ranked by "
-            "the attention that these heads pay to them from the query, with the model's weights left as they are."
-        )
+        return description(self)
 
     def _facts(self) -> dict[str, object]:
-        model, found = self.model, self.detection
-        facts: dict[str, object] = {
-            "model": model.name,
-            "revision": model.revision,
-            "tokenizer": model.tokenizer,
-            "weights": shown(model.fingerprint),
-            "shape": f"{model.num_layers} layers with {model.num_heads} heads each",
-            "heads": len(self),
-            "heads that rank (k)": self.k or len(self),
-        }
-        if found is not None:
-            told = ", ".join(f"{name}={value}" for name, value in found.settings.items())
-            facts |= {"criterion (measure of a head)": found.criterion, "criterion's settings": told}
-            facts |= {"data": found.data, "judged queries": found.queries}
-            facts |= {"source": found.source, "note": found.note}
-        facts |= {name: str(value) for name, value in self.settings.items()}
-        return facts | {"pyterrier-routehead": self.version}
+        return facts(self)
 
     def _usage(self, loaded: str) -> str:
-        return (
-            "from pyterrier_routehead import HeadSet, StaticHeadReranker\n\n"
-            f"reranker = StaticHeadReranker({loaded})  # loads {self.model.name}\n"
-            "reranker(candidates)  # qid, query, docno and text, as from: bm25 >> dataset.text_loader()"
-        )
+        return usage(self, loaded)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HeadSet) and self.to_json() == other.to_json()
@@ -416,8 +378,8 @@ class HeadSet(SharedArtifact):
 
 
 def _normal(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, some may be left out, as a reading has them: checked, templates looked up, numbers as plain ones."""
+    """Settings, of which some may be left out: checked, templates looked up, numbers as plain ones."""
     if unknown := set(settings) - set(SETTING_NAMES):
         raise ValueError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(SETTING_NAMES)}")
-    whole = resolve_settings(settings)
-    return {name: getattr(whole, name) for name in settings}
+    resolved = resolve_settings(settings)
+    return {name: getattr(resolved, name) for name in settings}

@@ -7,6 +7,7 @@ shape.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from ..reading.reading import ModelIdentity
 from ..template import paper_settings
@@ -101,8 +102,8 @@ def _identity(model: str) -> ModelIdentity:
 
 
 _SETS: dict[str, Callable[[], HeadSet]] = {
-    **{f"qr-{name}": lambda name=name: _qr(name) for name in _QR},
-    **{f"core-{name}": lambda name=name: _core(name) for name in _CORE},
+    **{f"qr-{name}": partial(_qr, name) for name in _QR},
+    **{f"core-{name}": partial(_core, name) for name in _CORE},
 }
 
 PUBLISHED = tuple(_SETS)

@@ -1,7 +1,7 @@
 """Which weights of a model are in effect at this moment, where PEFT's adapters are added, switched, disabled or merged.
 
-An adapter that is disabled or merged computes nothing of its own, so a model with such adapters is told apart from its
-base by the base's weights alone. PEFT itself is not needed: its layers are known by what they have.
+An adapter that is disabled or merged computes nothing, so a model with such adapters is distinguished from its base by
+the weights of the base alone. PEFT itself is not needed: its layers are known by what they have.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,17 +28,17 @@ def weights_in_effect(module: "torch.nn.Module") -> "dict[str, torch.Tensor]":
 
 def settings_in_effect(module: "torch.nn.Module") -> list[str]:
     """What adapters that are in effect have beside tensors, such as their scaling."""
-    said = []
+    found = []
     for name, part in module.named_modules():
         if not _is_tuner(part):
             continue
         for number, adapter in enumerate(_in_effect(part)):
             for setting in (*part.other_param_names, "scaling"):
-                own = getattr(part, setting, None)
-                value = own.get(adapter) if isinstance(own, dict) else None
+                by_adapter = getattr(part, setting, None)
+                value = by_adapter.get(adapter) if isinstance(by_adapter, dict) else None
                 if isinstance(value, bool | int | float | str):
-                    said.append(f"{_plain_name(module, name)}:{type(part).__name__}:{number}:{setting}={value!r}")
-    return said
+                    found.append(f"{_plain_name(module, name)}:{type(part).__name__}:{number}:{setting}={value!r}")
+    return found
 
 
 def adapters_in_effect(module: "torch.nn.Module") -> bool:
@@ -55,22 +55,24 @@ def refuse_pending_unmerge(modules: "Iterable[torch.nn.Module]") -> None:
         ValueError: naming the adapters.
     """
     for module in modules:
-        if getattr(module, "_disable_adapters", False) and getattr(module, "merged_adapters", None):
+        disabled = getattr(module, "_disable_adapters", False)
+        merged = getattr(module, "merged_adapters", None) if disabled else None
+        if merged:
             raise ValueError(
-                f"adapters ({', '.join(module.merged_adapters)}) are merged into the loaded model's weights and "
+                f"adapters ({', '.join(merged)}) are merged into the loaded model's weights and "
                 "disabled as well, so that its next forward would change its weights: call unmerge_adapter() first"
             )
 
 
 def virtual_tokens(model: "torch.nn.Module") -> str | None:
-    """PEFT's name of an active adapter that puts tokens of its own before every prompt, which no pass would see."""
+    """PEFT's name of an active adapter that puts virtual tokens before every prompt, which no pass would see."""
     for config in _active_configs(model):
         if getattr(config, "is_prompt_learning", False):
             return str(getattr(config.peft_type, "value", config.peft_type))
     return None
 
 
-def _active_configs(model: Any) -> Iterator[object]:
+def _active_configs(model: Any) -> Iterator[Any]:
     configs, active = getattr(model, "peft_config", None), getattr(model, "active_adapters", None)
     if isinstance(configs, dict) and not callable(active):
         yield from (configs[name] for name in active or () if name in configs)
@@ -94,12 +96,13 @@ def _in_effect(layer: Any) -> list[str]:
     return list(dict.fromkeys(layer.active_adapters))
 
 
-def _plain_name(module: object, name: str) -> str | None:
+def _plain_name(module: Any, name: str) -> str | None:
     """A tensor's or module's name without wrappers; None if it is not in effect."""
-    plain, segments = [], iter(name.split("."))
+    plain: list[str] = []
+    segments = iter(name.split("."))
     for segment in segments:
         if _is_saved_copy(module):
-            active = [own for own in _in_effect(module) if own in module.modules_to_save][:1]
+            active = [adapter for adapter in _in_effect(module) if adapter in module.modules_to_save][:1]
             if segment == "original_module" and not active:
                 pass
             elif segment == "modules_to_save" and next(segments, None) in active:

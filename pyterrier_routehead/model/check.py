@@ -1,4 +1,4 @@
-"""Tries on a few tokens whether a model can be read exactly, so that one which cannot is refused when it is loaded."""
+"""Tries on a few tokens whether a model can be read exactly, so that loading raises an error where it cannot."""
 
 import inspect
 from collections import Counter
@@ -11,8 +11,8 @@ from ..kernel.attention import DocumentPass, EncodedDocuments, TailPass
 from ..kernel.exact import LayerAttention
 from ..kernel.patterns import Listwise
 from ..prompt.build import DocumentBlock, ListPrompt
-from .engine import run_pass
-from .loading import LoadedModel
+from .engine import Engine
+from .loaded import LoadedModel
 
 _TRIES = 3
 
@@ -28,7 +28,7 @@ class _HeadCountingDocuments(DocumentPass):
 
 
 class _KeyKeepingTails(TailPass):
-    """Keeps the keys of the tails' own tokens, by layer."""
+    """Keeps the keys of the tails' tokens, by layer."""
 
     def attend(
         self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -37,7 +37,7 @@ class _KeyKeepingTails(TailPass):
         return super().attend(index, layer, query, key, value)
 
 
-def check_readable(loaded: LoadedModel, num_layers: int) -> None:
+def check_readable(engine: Engine) -> None:
     """Read all heads once, and compare documents-then-tails with all tokens at once.
 
     The two must agree in every layer: a model in which a token sees others by more than attention (a state-space model
@@ -47,47 +47,58 @@ def check_readable(loaded: LoadedModel, num_layers: int) -> None:
     The number of heads is what the layers' queries have, which the configuration may misname.
 
     Args:
-        loaded: the model; its number of heads is set right.
-        num_layers: how many of its layers are to be used.
+        engine: runs the model; the model's number of heads is set right.
 
     Raises:
         UnsupportedArchitectureError: naming architecture and reason.
     """
+    try:
+        _try_tokens(engine)
+    except (UnsupportedArchitectureError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"trying a few tokens failed with {type(error).__name__}: {error}"
+        raise UnsupportedArchitectureError(f"{engine.model.architecture} cannot be read: {reason}") from error
+
+
+def _try_tokens(engine: Engine) -> None:
+    model = engine.model
+    num_layers = model.num_layers
     for attempt in range(_TRIES):
         start, *tokens = range(1 + 7 * attempt, 8 + 7 * attempt)
-        whole = EncodedDocuments([_prompt(start, tokens[:4], tokens[4:])], Listwise())
+        all_tokens = EncodedDocuments([_prompt(start, tokens[:4], tokens[4:])], Listwise())
         documents = EncodedDocuments([_prompt(start, tokens[:2], tokens[2:])], Listwise())
-        counting = _HeadCountingDocuments(whole, num_layers - 1)
-        run_pass(loaded, counting)
-        loaded.num_heads = _common_number(counting.num_heads, loaded)
-        heads = all_heads(num_layers, loaded.num_heads)
-        tails = _KeyKeepingTails(documents, heads, calibrate=False, device=loaded.input_device)
-        run_pass(loaded, DocumentPass(documents, tails.deepest))
-        run_pass(loaded, tails)
+        counting = _HeadCountingDocuments(all_tokens, num_layers - 1)
+        engine.run(counting)
+        model.num_heads = _common_number(counting.num_heads, model)
+        heads = all_heads(num_layers, model.num_heads)
+        tails = _KeyKeepingTails(documents, heads, calibrate=False, device=model.input_device)
+        engine.run(DocumentPass(documents, tails.deepest))
+        engine.run(tails)
         if not all(torch.isfinite(key).all() for key in tails.keys.values()):
-            dtype = str(loaded.decoder.dtype).removeprefix("torch.")
             raise UnsupportedArchitectureError(
-                f"{loaded.architecture} cannot be read in {dtype}, where it is not finite: try another dtype"
+                f"{model.architecture} cannot be read in {model.weights_dtype}, where it is not finite: "
+                "try another dtype"
             )
-        if all(_close(whole.keys[i][:, :, 3:5], key[:, :, :2], i) for i, key in tails.keys.items()):
+        if all(_close(all_tokens.keys[i][:, :, 3:5], key[:, :, :2], i) for i, key in tails.keys.items()):
             break
     else:
-        placed = "position_ids" in inspect.signature(type(loaded.decoder).forward).parameters
+        placed = "position_ids" in inspect.signature(type(model.decoder).forward).parameters
         reason = "its tokens see each other by more than attention" if placed else "it takes no positions of tokens"
-        raise UnsupportedArchitectureError(f"{loaded.architecture} cannot be read: {reason}")
-    if getattr(loaded.decoder.config, "attn_temperature_tuning", False):  # Llama 4
+        raise UnsupportedArchitectureError(f"{model.architecture} cannot be read: {reason}")
+    if getattr(model.decoder.config, "attn_temperature_tuning", False):  # Llama 4
         raise UnsupportedArchitectureError(
-            f"{loaded.architecture} cannot be read: it scales queries by their row in the input, not by their position"
+            f"{model.architecture} cannot be read: it scales queries by their row in the input, not by their position"
         )
 
 
-def _common_number(num_heads: dict[int, int], loaded: LoadedModel) -> int:
+def _common_number(num_heads: dict[int, int], model: LoadedModel) -> int:
     counts = Counter(num_heads.values())
     if len(counts) == 1:
         return next(iter(counts))
-    said = ", ".join(f"{number} in {layers}" for number, layers in counts.items())
+    found = ", ".join(f"{number} in {layers}" for number, layers in counts.items())
     raise UnsupportedArchitectureError(
-        f"{loaded.architecture} cannot be read: its layers differ in their number of heads ({said} layers)"
+        f"{model.architecture} cannot be read: its layers differ in their number of heads ({found} layers)"
     )
 
 
@@ -95,7 +106,7 @@ def _prompt(start: int, document: list[int], tail: list[int]) -> ListPrompt:
     return ListPrompt([start], [DocumentBlock(document, 0, len(document))], [0], tail, tail)
 
 
-def _close(one: torch.Tensor, other: torch.Tensor, layer: int) -> bool:
+def _close(expected: torch.Tensor, found: torch.Tensor, layer: int) -> bool:
     # Rounding of half precision adds up over the layers.
-    tolerance = 1e-3 if one.dtype == torch.float32 else 0.05 + 0.005 * layer
-    return bool((one.float() - other.float()).norm() <= tolerance * one.float().norm())
+    tolerance = 1e-3 if expected.dtype == torch.float32 else 0.05 + 0.005 * layer
+    return bool((expected.float() - found.float()).norm() <= tolerance * expected.float().norm())

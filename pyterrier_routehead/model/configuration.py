@@ -1,4 +1,4 @@
-"""A model's one configuration, from whatever was given, and that of its first layers."""
+"""A model's configuration, from whatever was given, and that of its first layers."""
 
 import copy
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _ROPE = ("rope_parameters", "rope_scaling")
 _OWN_ROPE = ("rope_theta", "partial_rotary_factor")
 """Rotary parameters of the model itself, which stay when only its scaling is given."""
+_PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def effective_config(
@@ -56,7 +57,7 @@ def effective_config(
     text_config = config.get_text_config(decoder=True)
     # The scaling of positions refers to the length before any change to it.
     for name in sorted(set(rest) - {"quantization_config"}, key=lambda name: name not in _ROPE):
-        holder = next((one for one in (config, text_config) if hasattr(one, name)), None)
+        holder = next((part for part in (config, text_config) if hasattr(part, name)), None)
         if holder is not None:
             _override(holder, name, rest.pop(name))
     return config, rest
@@ -78,13 +79,12 @@ def _override(config: "PreTrainedConfig", name: str, value: object) -> None:
 
 
 def config_of_part(config: "PreTrainedConfig", keep: int) -> "PreTrainedConfig | None":
-    """A configuration of the first layers alone; None where these would not be what they are in the whole model.
+    """A configuration of the first layers alone; None where these would not be what they are in the complete model.
 
     Some architectures scale by the number of layers (MiniCPM3) or let the last ones share keys (Gemma3n). Both models
     are built without weights, and whatever their common layers keep as plain values is compared.
     """
     import torch
-    from transformers import AutoModel
 
     part = copy.deepcopy(config)
     text_part = part.get_text_config(decoder=True)
@@ -93,22 +93,28 @@ def config_of_part(config: "PreTrainedConfig", keep: int) -> "PreTrainedConfig |
         text_part.layer_types = text_part.layer_types[:keep]
     try:
         with torch.device("meta"):
-            decoders = [AutoModel.from_config(copy.deepcopy(c)).get_decoder() for c in (config, part)]
-        whole, short = (list(layer_stack(decoder))[:keep] for decoder in decoders)
-        whole, short = ([decoder, *layers] for decoder, layers in zip(decoders, (whole, short), strict=True))
-        same = len(whole) == len(short) == keep + 1 and all(
+            complete, short = (_decoder_and_layers(copy.deepcopy(c), keep) for c in (config, part))
+        same = len(complete) == len(short) == keep + 1 and all(
             _plain_values(a, deep=i > 0) == _plain_values(b, deep=i > 0)
-            for i, (a, b) in enumerate(zip(whole, short, strict=True))
+            for i, (a, b) in enumerate(zip(complete, short, strict=True))
         )
     except Exception:  # architectures have their own ways to refuse such a configuration
         return None
     return part if same else None
 
 
+def _decoder_and_layers(config: "PreTrainedConfig", keep: int) -> "list[torch.nn.Module]":
+    """A model's decoder and then its first layers; the decoder alone where it has no plain stack of layers."""
+    from transformers import AutoModel
+
+    model: PreTrainedModel = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # unannotated there
+    decoder: PreTrainedModel = model.get_decoder()  # type: ignore[no-untyped-call]  # unannotated there
+    return [decoder, *list(layer_stack(decoder) or ())[:keep]]
+
+
 def _plain_values(module: "torch.nn.Module", deep: bool) -> list[dict[str, object]]:
-    plain = bool | int | float | str | tuple | None
     return [
-        {name: value for name, value in vars(part).items() if isinstance(value, plain)}
+        {name: value for name, value in vars(part).items() if isinstance(value, _PLAIN)}
         for part in (module.modules() if deep else [module])
     ]
 

@@ -13,6 +13,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import ModelNotFoundError
 
@@ -45,7 +46,7 @@ def default_source(revision: str | None = None, cache_dir: str | Path | None = N
 
     hub = ModelSource(DEFAULT_MODEL, DEFAULT_MODEL, f"it is the model used when none is named; {_package_advice()}")
     # The weights count: the hub's cache may hold the configuration or the tokenizer alone.
-    elsewhere = {} if cache_dir is None else {"cache_dir": cache_dir}
+    elsewhere: dict[str, Any] = {} if cache_dir is None else {"cache_dir": cache_dir}
     cached = isinstance(try_to_load_from_cache(DEFAULT_MODEL, "model.safetensors", **elsewhere), str)
     return hub if cached or revision is not None or packaged_gguf() is None else packaged_source()
 

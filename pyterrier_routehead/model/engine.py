@@ -4,61 +4,114 @@ A pass computes the same inside autocast, under another default dtype or device,
 owner uses it.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import torch
 
-from ..common.errors import UnsupportedArchitectureError
+from ..common.errors import MismatchError, UnsupportedArchitectureError
+from ..common.locks import new_lock
 from ..kernel.attention import ATTENTION_NAME, ForwardDone, hidden_state_hook, under_way
 from ..kernel.visibility import NOT_REGISTERED
-from .loading import LoadedModel
+from .counting import ListCounter
+from .loaded import LoadedModel
 from .twin import Twin
 
 if TYPE_CHECKING:
     from ..kernel.attention import DocumentPass, QueryPass, TailPass
 
+# By the decoder's id; a lock goes when the last engine that holds it goes.
+_locks: "WeakValueDictionary[int, threading.RLock]" = WeakValueDictionary()
+_locks_guard = new_lock()
 
-def run_pass(loaded: LoadedModel, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
-    """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
 
-    Nothing of the model is changed, not even for that time; passes over one model wait for each other.
+class Engine:
+    """Runs passes over one decoder, one at a time, and counts the lists that they encode.
 
-    Raises:
-        UnsupportedArchitectureError: naming the architecture, if its attention cannot be read.
+    Engines over the same decoder wait for each other, so that memory stays bounded.
+
+    Args:
+        model: the decoder, of which nothing is changed.
+        lists: what counts the lists; it may outlive the engine.
+
+    Attributes:
+        model: the decoder.
     """
-    device = loaded.input_device
-    with loaded.lock, _as_if_nothing_was_set(device), under_way(this_pass):
-        ids = torch.tensor([this_pass.ids], device=device)
-        positions = torch.tensor([this_pass.positions], device=device)
-        # All-ones mask: without one, transformers takes positions that start anew for packed training examples.
-        whole = torch.ones_like(ids)
-        try:
-            _twin(loaded)(input_ids=ids, attention_mask=whole, position_ids=positions, use_cache=False)
-            missing = True
-        except ForwardDone:
-            missing = not this_pass.attended >= set(range(this_pass.deepest + 1))
-        except UnsupportedArchitectureError as error:
-            raise UnsupportedArchitectureError(f"{loaded.architecture} cannot be read: {error}") from None
-    if missing:
-        reason = "some layers have no attention" if this_pass.attended else NOT_REGISTERED
-        raise UnsupportedArchitectureError(f"{loaded.architecture} cannot be read: {reason}")
 
+    def __init__(self, model: LoadedModel, lists: ListCounter) -> None:
+        self.model = model
+        self._lists = lists
+        self._kept_twin: torch.nn.Module | None = None  # not of a live model, which gets a new one for every pass
+        with _locks_guard:
+            self._lock = _locks.setdefault(id(model.decoder), new_lock())
 
-def _twin(loaded: LoadedModel) -> torch.nn.Module:
-    """What a pass runs on."""
-    if loaded.twin is not None:
-        return loaded.twin
-    twin = Twin(loaded.decoder, ATTENTION_NAME)
-    for index, layer in enumerate(loaded.layers):
-        own = twin.of(layer)
-        if own is layer:
-            raise UnsupportedArchitectureError(f"its layer {index} is a {type(layer).__name__}")
-        own.register_forward_hook(hidden_state_hook(index))
-    if not loaded.live:  # whoever loaded it may train it, switch its adapters or replace its modules
-        loaded.twin = twin.decoder
-    return twin.decoder
+    def count_lists(self, count: int) -> None:
+        """Count candidate lists that have been encoded."""
+        self._lists.add(count)
+
+    def forward(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
+        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
+
+        Raises:
+            MismatchError: for a token that the model has no embedding of.
+            UnsupportedArchitectureError: naming the architecture, if its attention cannot be read.
+        """
+        self._check_ids(this_pass.ids)
+        self.run(this_pass)
+
+    def _check_ids(self, ids: list[int]) -> None:
+        """Refuse a token that the model has no embedding of, which a GPU would answer with an end of the process."""
+        known = self.model.vocabulary_size
+        if (largest := max(ids)) >= known:
+            tokenizer = self.model.encoder.tokenizer
+            name = tokenizer.name_or_path or type(tokenizer).__name__
+            raise MismatchError(
+                f"the tokenizer {name!r} gives token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), but "
+                f"{self.model.name} has embeddings of {known}: give the model's own tokenizer, or resize its embeddings"
+            )
+
+    def run(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
+        """Run one pass whose ids are known to have embeddings.
+
+        Nothing of the model is changed, not even for that time.
+
+        Raises:
+            UnsupportedArchitectureError: naming the architecture, if its attention cannot be read.
+        """
+        device = self.model.input_device
+        architecture = self.model.architecture
+        with self._lock, _as_if_nothing_was_set(device), under_way(this_pass):
+            ids = torch.tensor([this_pass.ids], device=device)
+            positions = torch.tensor([this_pass.positions], device=device)
+            # All-ones mask: without one, transformers takes positions that start anew for packed training examples.
+            all_ones = torch.ones_like(ids)
+            try:
+                self._twin()(input_ids=ids, attention_mask=all_ones, position_ids=positions, use_cache=False)
+                missing = True
+            except ForwardDone:
+                missing = not this_pass.attended >= set(range(this_pass.deepest + 1))
+            except UnsupportedArchitectureError as error:
+                raise UnsupportedArchitectureError(f"{architecture} cannot be read: {error}") from None
+        if missing:
+            reason = "some layers have no attention" if this_pass.attended else NOT_REGISTERED
+            raise UnsupportedArchitectureError(f"{architecture} cannot be read: {reason}")
+
+    def _twin(self) -> torch.nn.Module:
+        """What a pass runs on."""
+        if self._kept_twin is not None:
+            return self._kept_twin
+        twin = Twin(self.model.decoder, ATTENTION_NAME)
+        for index, layer in enumerate(self.model.layers):
+            twin_layer = twin.of(layer)
+            if twin_layer is layer:
+                raise UnsupportedArchitectureError(f"its layer {index} is a {type(layer).__name__}")
+            twin_layer.register_forward_hook(hidden_state_hook(index))
+        if not self.model.live:  # whoever loaded it may train it, switch its adapters or replace its modules
+            self._kept_twin = twin.decoder
+        return twin.decoder
 
 
 @contextmanager

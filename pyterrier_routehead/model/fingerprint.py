@@ -1,4 +1,4 @@
-"""Which weights a model has, told by short hashes: an id does not tell, since one id can name several weights.
+"""Which weights a model has, as short hashes: an id is not enough, since one id can name several weights.
 
 SmolLM2-135M-Instruct from the hub and from a Q4_1 GGUF file differ, and so do the heads that rank well in them. A model
 that somebody has loaded may be trained further, or change its adapters, so its hashes hold for a moment.
@@ -15,6 +15,7 @@ from .adapters import adapters_in_effect, settings_in_effect, weights_in_effect
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 SAMPLES = 64
 """Weights sampled from each tensor of a layer, evenly spaced."""
@@ -26,7 +27,7 @@ class ModelSnapshot:
 
     Attributes:
         name: id, folder or file.
-        total_layers: how many layers the whole model has, whether loaded or not.
+        total_layers: number of layers of the complete model, loaded or not.
         num_heads: attention (query) heads per layer.
         weights_dtype: dtype of the weights in memory, such as ``"bfloat16"``.
         fingerprint: a hash per loaded layer over samples of its weights.
@@ -105,7 +106,7 @@ def _sample(weights: "torch.Tensor") -> "torch.Tensor":
 
 @lru_cache(maxsize=256)
 def _places(count: int, device: "torch.device") -> "torch.Tensor":
-    """Where the samples of so many weights lie."""
+    """Where the samples of a tensor with this many weights lie."""
     import torch
 
     with torch.inference_mode(False):
@@ -118,24 +119,24 @@ def _sum(weights: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     flat = weights.detach().contiguous().reshape(-1).view(torch.uint8)
-    whole = flat.numel() // 8 * 8
+    multiple = flat.numel() // 8 * 8
     if flat.storage_offset() % 8:
         flat = flat.clone()
-    return (flat[:whole].view(torch.int64).sum() + flat[whole:].sum()).reshape(1).view(torch.uint8)
+    return (flat[:multiple].view(torch.int64).sum() + flat[multiple:].sum()).reshape(1).view(torch.uint8)
 
 
 def _on_cpu(pieces: "list[torch.Tensor]") -> list[bytes]:
     """Bytes of some tensors of bytes, brought to the CPU in one transfer a device."""
     import torch
 
-    found = [b""] * len(pieces)
+    contents = [b""] * len(pieces)
     for device in {piece.device for piece in pieces}:
-        own = [i for i, piece in enumerate(pieces) if piece.device == device]
-        whole, start = torch.cat([pieces[i] for i in own]).cpu().numpy().tobytes(), 0
-        for i in own:
+        places = [i for i, piece in enumerate(pieces) if piece.device == device]
+        transferred, start = torch.cat([pieces[i] for i in places]).cpu().numpy().tobytes(), 0
+        for i in places:
             stop = start + pieces[i].numel()
-            found[i], start = whole[start:stop], stop
-    return found
+            contents[i], start = transferred[start:stop], stop
+    return contents
 
 
 _NO_MATTER = {
@@ -157,7 +158,7 @@ _NO_MATTER = {
 _AFTER_THE_LAYERS = {"norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm"}
 
 
-def surroundings_hash(decoder: "torch.nn.Module", layers: "torch.nn.Module") -> str:
+def surroundings_hash(decoder: "PreTrainedModel", layers: "torch.nn.Module") -> str:
     """Eight hexadecimal digits over what changes a decoder's states beside its layers: embeddings and configuration.
 
     Args:
@@ -179,10 +180,10 @@ def _around(decoder: "torch.nn.Module", layers: "torch.nn.Module") -> "list[torc
     ]
 
 
-def same_weights(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two models agree in the layers that both have loaded; False where there are none."""
-    common = min(len(one), len(other))
-    return common > 0 and tuple(one[:common]) == tuple(other[:common])
+def same_weights(left: Sequence[str], right: Sequence[str]) -> bool:
+    """Whether two fingerprints agree in the layers that both have; False where there are none."""
+    common = min(len(left), len(right))
+    return common > 0 and tuple(left[:common]) == tuple(right[:common])
 
 
 def shown(fingerprint: Sequence[str]) -> str:

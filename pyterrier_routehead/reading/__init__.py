@@ -1,7 +1,7 @@
-"""Head scores with what they speak of: read by a model, or kept on disk. It imports ``model`` and those above it.
+"""Head scores with what they describe: read by a model, or kept on disk. It imports ``model`` and those above it.
 
 ===========  ===========================================================================================================
-``reading``  what a vector of head scores speaks of
+``reading``  what a vector of head scores describes
 ``entries``  the files of a store
 ``store``    `HeadScoreStore`: head scores on disk
 ``reader``   reads head scores for candidate lists under some settings

@@ -1,7 +1,7 @@
 """Files of a store: what one holds, and what is checked when it is read.
 
 An entry holds float32 arrays and says beside them which list and model they belong to. It is called after that, so a
-file that was renamed, or put into another's place, is told from its name.
+file that was renamed, or put into another's place, is recognised by its name.
 """
 
 import hashlib
@@ -40,15 +40,17 @@ class Entry:
     """One file's content.
 
     Attributes:
-        layers: so many layers were run.
+        layers: number of layers that were run.
         fingerprint: their weights, a hash per layer.
         arrays: float32 and finite. Of a list's scores: ``raw``, ``null`` and ``filtered`` [documents, heads], layer by
             layer; earlier versions kept hidden states beside them. Of a hidden state: ``hidden`` [hidden size].
+        words: model, dtype and document attention.
     """
 
     layers: int
     fingerprint: tuple[str, ...]
     arrays: dict[str, np.ndarray]
+    words: dict[str, str]
 
     @property
     def old_states(self) -> dict[int, np.ndarray]:
@@ -68,9 +70,9 @@ def entry_bytes(
     """A file's content; arrays become float32."""
     from safetensors.numpy import save
 
-    own = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
+    stored = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
     about = {**words, "key": key, "layers": len(fingerprint), "fingerprint": list(fingerprint)}
-    return save(own, {"head_scores": json.dumps({**about, "checksum": _checksum(own, about)})})
+    return save(stored, {"head_scores": json.dumps({**about, "checksum": _checksum(stored, about)})})
 
 
 def read_entry(file: Path, kind: str) -> Entry:
@@ -85,8 +87,8 @@ def read_entry(file: Path, kind: str) -> Entry:
         StoreError: naming a file that cannot be read, is damaged or is not what its name says.
     """
     try:
-        arrays, said = read_tensors(file)
-        about = parse_json(said.get("head_scores", "null"))
+        arrays, metadata = read_tensors(file)
+        about = parse_json(metadata.get("head_scores", "null"))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -102,21 +104,19 @@ def read_entry(file: Path, kind: str) -> Entry:
     return entry
 
 
-def _checked(file: Path, kind: str, arrays: dict[str, np.ndarray], said: object) -> tuple[Entry, int]:
+def _checked(file: Path, kind: str, arrays: dict[str, np.ndarray], description: object) -> tuple[Entry, int]:
     """The entry by name, types, shapes and whose it is."""
-    if not isinstance(said, dict):
+    if not isinstance(description, dict):
         raise ValueError("it does not say what it is")
-    own = {field.name for field in fields(_About)}
-    about = typed(_About, {name: value for name, value in said.items() if name in own}, "")
-    for name, value in said.items():
-        if name not in own:
-            typed(str, value, name)
+    required = {field.name for field in fields(_About)}
+    about: _About = typed(_About, {name: value for name, value in description.items() if name in required}, "")
+    words = {name: typed(str, value, name) for name, value in description.items() if name not in required}
     named = NAME.fullmatch(file.name)
     if named is None or (about.key, about.layers) != (named["key"], int(named["layers"])):
         raise ValueError("it is of another list")
     if len(about.fingerprint) != about.layers:
         raise ValueError(f"it has {about.layers} layers, but weights of {len(about.fingerprint)}")
-    entry = Entry(about.layers, about.fingerprint, arrays)
+    entry = Entry(about.layers, about.fingerprint, arrays, words)
     states = [STATE] if kind == "hidden" else [f"hidden.{layer}" for layer in entry.old_states]
     scores = () if kind == "hidden" else SCORES
     if set(arrays) != {*scores, *states}:

@@ -1,4 +1,4 @@
-"""Reads head scores for candidate lists: prompts in, scores out, some lists at a time."""
+"""Computes head scores for candidate lists: prompts in, scores out, some lists at a time."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -71,12 +71,12 @@ class ListReader:
 
     def with_heads(self, heads: HeadsLike) -> "ListReader":
         """A reader of other heads, otherwise the same, for the same call."""
-        other = copy.copy(self)
-        other._all = is_all(heads)
-        other.heads = resolve_heads(heads, self.llm.num_layers, self.llm.num_heads)
+        reader = copy.copy(self)
+        reader._all = is_all(heads)
+        reader.heads = resolve_heads(heads, self.llm.num_layers, self.llm.num_heads)
         if self.store is not None:
-            other.snapshot = self.snapshot  # taken once for all
-        return other
+            reader.snapshot = self.snapshot  # taken once for all
+        return reader
 
     @cached_property
     def snapshot(self) -> ModelSnapshot:
@@ -85,7 +85,7 @@ class ListReader:
 
     @property
     def reading(self) -> Reading:
-        """What the scores speak of."""
+        """What the scores describe."""
         model = model_identity(self.llm, self.snapshot.fingerprint)
         return Reading(model, self.heads, self.settings, self._all, self.hidden_layers)
 
@@ -94,7 +94,7 @@ class ListReader:
         return self._builder.build(candidates.query, candidates.candidates)
 
     def length(self, prompt: ListPrompt) -> int:
-        """How many positions a prompt takes."""
+        """Number of positions that a prompt takes."""
         return positions_taken(self.pattern, prompt)
 
     def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
@@ -123,14 +123,15 @@ class ListReader:
         layers = max(layer for layer in (*(head.layer for head in self.heads), *self.hidden_layers)) + 1
         stored = all_heads(layers, self.llm.num_heads)
         keys = [store_key(self.snapshot, prompt, self.settings.document_attention) for prompt in prompts]
-        found = [self.store.get(key, layers, self.hidden_layers) for key in keys]
-        missing = [i for i, scores in enumerate(found) if scores is None]
+        looked_up = [self.store.get(key, layers, self.hidden_layers) for key in keys]
+        missing = [i for i, scores in enumerate(looked_up) if scores is None]
+        by_list = {i: scores for i, scores in enumerate(looked_up) if scores is not None}
         read = self._run([prompts[i] for i in missing], stored, True)
         for i, scores in zip(missing, read, strict=True):
             self.store.put(keys[i], scores, layers)
-            found[i] = scores
+            by_list[i] = scores
         columns = [head.layer * self.llm.num_heads + head.head for head in self.heads]
-        return [scores.of_heads(columns) for scores in found]
+        return [by_list[i].of_heads(columns) for i in range(len(prompts))]
 
     def _run(self, prompts: Sequence[ListPrompt], heads: Sequence[Head], calibrate: bool) -> list["ListScores"]:
         from ..kernel.score import score_lists
@@ -168,7 +169,7 @@ class ListReader:
             raise type(error)(f"{what}: {error}") from None
 
     def room_for_documents(self, qid: str, prompt: ListPrompt) -> int | None:
-        """How many positions of the model's context query and markup leave; None where no context is known.
+        """Number of positions that query and markup leave of the model's context; None where no context is known.
 
         Raises:
             ListTooLongError: naming the qid of a query that leaves none.

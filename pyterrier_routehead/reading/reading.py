@@ -1,8 +1,8 @@
-"""What a head score speaks of: which heads of which model, read how. Every row of head scores carries this along.
+"""What a head score describes: which heads of which model, under which settings. Every row of head scores carries it.
 
-A vector of head scores means nothing without it, and a frame's own attributes do not survive merging, slicing or
+A vector of head scores means nothing without it, and the attributes of a frame do not survive merging, slicing or
 ``transform_iter``. So a scorer writes it into each row, as one shared value in the column ``head_reading``, and whoever
-uses the vectors looks heads up by name and refuses what was read otherwise than it expects.
+uses the vectors looks heads up by name and raises an error for scores that were computed with different settings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class ReadingSettings:
         prompt: the template.
         document_order: ``"best_last"`` (the first candidate stands next to the query) or ``"best_first"``.
         document_attention: ``"listwise"`` (each document sees those before it) or ``"blockwise"`` (only itself).
-        max_doc_tokens: title and text of each document are cut to so many tokens.
+        max_doc_tokens: title and text of each document are truncated to this many tokens.
         calibrate: subtract what the content-free query pays.
         token_filter: the 2-sigma filter on calibrated tokens: ``"head"`` (per head, so scores add up over heads),
             ``"sum"`` (after summing the heads, as the papers' code does) or ``"none"``. None means ``"head"``, and
@@ -76,10 +76,10 @@ SETTING_NAMES = tuple(field.name for field in fields(ReadingSettings))
 
 def resolve_settings(given: Mapping[str, Any], fallback: Mapping[str, Any] | None = None) -> ReadingSettings:
     """Settings set by hand (those that are not None), for the rest a head set's, and else the package's defaults."""
-    own = settings_by_hand(given)
-    settings = {**(fallback or {}), **own}
+    by_hand = settings_by_hand(given)
+    settings = {**(fallback or {}), **by_hand}
     # The default of the filter follows calibration, also where calibration alone was set by hand.
-    if "calibrate" in own and "token_filter" not in own:
+    if "calibrate" in by_hand and "token_filter" not in by_hand:
         settings.pop("token_filter", None)
     return ReadingSettings(**settings)
 
@@ -89,22 +89,22 @@ def settings_to_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: asdict(value) if name == "prompt" else value for name, value in settings.items()}
 
 
-def settings_from_json(said: object) -> dict[str, Any]:
+def settings_from_json(values: object) -> dict[str, Any]:
     """What :func:`settings_to_json` has written.
 
     Raises:
         ValueError: for settings that this version does not know, and for values of another type.
     """
-    if isinstance(said, Mapping) and (unknown := sorted(set(said) - set(SETTING_NAMES))):
+    if isinstance(values, Mapping) and (unknown := sorted(set(values) - set(SETTING_NAMES))):
         raise ValueError(f"unknown settings {', '.join(unknown)}; known: {', '.join(SETTING_NAMES)}")
-    return typed_fields(ReadingSettings, said, "settings")
+    return typed_fields(ReadingSettings, values, "settings")
 
 
 def shown_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """For a message: the settings that differ, with both values."""
     differing = [name for name in SETTING_NAMES if found.get(name) != expected.get(name)]
     pairs = {name: shown_pair(found.get(name), expected.get(name)) for name in differing}
-    return ", ".join(f"{name}={own} instead of {wanted}" for name, (own, wanted) in pairs.items())
+    return ", ".join(f"{name}={value} instead of {wanted}" for name, (value, wanted) in pairs.items())
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class ModelIdentity:
     Args:
         name: its id, folder or file.
         fingerprint: a hash per layer over its weights, for the layers that were loaded.
-        num_layers: layers of the whole model.
+        num_layers: layers of the complete model.
         num_heads: heads per layer.
         revision: branch, tag or commit on the hub, if one was given.
-        tokenizer: id or folder of another tokenizer than the model's own, if one was given.
+        tokenizer: id or folder of a tokenizer that replaces the model's, if one was given.
     """
 
     name: str
@@ -178,19 +178,19 @@ class Reading:
         return [place[head] for head in heads]
 
     def check_settings(self, given: Mapping[str, Any]) -> None:
-        """Refuse settings set by hand that differ from how the vectors were read.
+        """Refuse settings set by hand that differ from those of the vectors.
 
         Raises:
             MismatchError: naming the setting and both values.
         """
         for name, value in settings_by_hand(given).items():
-            own = getattr(self.settings, name)
-            if value != own:
-                value, own = shown_pair(value, own)
-                raise MismatchError(f"{name}={value} was asked for, but head_scores was read with {own}")
+            found = getattr(self.settings, name)
+            if value != found:
+                wanted, read = shown_pair(value, found)
+                raise MismatchError(f"{name}={wanted} was asked for, but head_scores was read with {read}")
 
     def same_but_heads(self, other: "Reading") -> bool:
-        """Whether vectors of both may stand in one list: the same model, read the same way, both with titles or not."""
+        """Whether vectors of both may stand in one list: the same model, the same settings, both with titles or not."""
         titles = self.title_field is not None, other.title_field is not None
         return self.settings == other.settings and titles[0] == titles[1] and self.model.is_same(other.model)
 
@@ -212,14 +212,18 @@ def settings_by_hand(given: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def shown_pair(value: object, other: object) -> tuple[str, str]:
+def shown_pair(left: object, right: object) -> tuple[str, str]:
     """Two unlike values for a message: templates by name, and where that is the same by the field that differs."""
-    if not isinstance(value, PromptTemplate) or not isinstance(other, PromptTemplate):
-        return repr(value), repr(other)
-    if value.name != other.name:
-        return repr(value.name), repr(other.name)
-    field = next(f.name for f in fields(PromptTemplate) if getattr(value, f.name) != getattr(other, f.name))
-    return tuple(f"{t.name!r} with {field}={getattr(t, field)!r}" for t in (value, other))
+    if not isinstance(left, PromptTemplate) or not isinstance(right, PromptTemplate):
+        return repr(left), repr(right)
+    if left.name != right.name:
+        return repr(left.name), repr(right.name)
+    field = next(f.name for f in fields(PromptTemplate) if getattr(left, f.name) != getattr(right, f.name))
+    return _with_field(left, field), _with_field(right, field)
+
+
+def _with_field(template: PromptTemplate, field: str) -> str:
+    return f"{template.name!r} with {field}={getattr(template, field)!r}"
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -1,11 +1,12 @@
-"""`HeadScoreStore`: head scores on disk, so that no candidate list is read twice.
+"""`HeadScoreStore`: head scores on disk, so that no candidate list is read twice, as an artifact that can be shared.
 
 Detection, the search for pseudo labels and experiments all want the scores of the same lists. One file a list, in the
-safetensors format, read by memory map, and one for each hidden state that was asked for::
+safetensors format, and one for each hidden state that was asked for::
 
     <path>/store.json                                  says that this folder is a store
+    <path>/pt_meta.json                                says so to PyTerrier; stores of earlier versions lack it
     <path>/3f/3f09...-30-5c1f0d2a.safetensors          one list: its key, the layers that were run, the weights' hash
-    <path>/hidden/3f/3f09...-16-0b7e99d1.safetensors   one list's hidden state after so many layers, with their hash
+    <path>/hidden/3f/3f09...-16-0b7e99d1.safetensors   one list's hidden state after this many layers, with their hash
     <path>/.writing/                                   files that are being written
 
 A file appears whole, under its final name, or not at all, and is never changed: a process may be killed at any moment,
@@ -15,11 +16,13 @@ same time).
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ import numpy as np
 from ..common.errors import StoreError
 from ..common.paths import absolute_path, read_bytes, reason
 from ..common.schema import parse_json
+from ..common.sharing import SharedArtifact
 from ..kernel.scores import ListScores
 from ..model.fingerprint import same_weights
 from .entries import NAME, SCORES, STATE, Entry, entry_bytes, entry_name, read_entry
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from ..prompt.build import ListPrompt
 
 _MARKER = {"type": "head_score_store", "format": 1}
+_MARKERS = ("store.json", "pt_meta.json")
 _PART = re.compile("[0-9a-f]{2}")
 _ABANDONED = 3600
 """Seconds after which a file that is still being written belongs to a process that was killed."""
@@ -69,12 +74,13 @@ def store_key(model: "ModelSnapshot", prompt: "ListPrompt", document_attention: 
     shape = [model.total_layers, model.num_heads, model.surroundings]
     about = {"model": model.name, "dtype": model.weights_dtype, "document_attention": document_attention}
     blocks = [[block.ids, block.start, block.stop] for block in prompt.blocks]
-    said = [shape, about["dtype"], document_attention, prompt.prefix, blocks, prompt.order, prompt.query, prompt.null]
-    digest = hashlib.sha256(json.dumps(said, separators=(",", ":")).encode()).hexdigest()
+    tokens = [prompt.prefix, blocks, prompt.order, prompt.query, prompt.null]
+    content = json.dumps([shape, about["dtype"], document_attention, *tokens], separators=(",", ":"))
+    digest = hashlib.sha256(content.encode()).hexdigest()
     return StoreKey(digest, model.layer_fingerprint, model.num_heads, about)
 
 
-class HeadScoreStore:
+class HeadScoreStore(SharedArtifact):
     """Head scores of candidate lists in a folder: raw, content-free and filtered scores of all heads.
 
     Pass it as ``store=`` to scorers and re-rankers: they look there first and add what they have to read. An entry
@@ -82,6 +88,9 @@ class HeadScoreStore:
     deeper heads are wanted the list is read again and the entry replaced. Qids and docnos play no part: the same query
     with the same texts in the same order is found again under any name. Models are told apart by their configuration
     and by all their weights. A store that may not be written to can be read.
+
+    A store is a PyTerrier artifact: ``HeadScoreStore.from_hf("owner/name")`` gives one that others have shared with
+    ``to_hf``. Texts and queries are not in it. Upload it while nobody writes to it.
 
     Args:
         path: the folder, made if it is not there. ``~`` is expanded, a relative path made absolute.
@@ -91,8 +100,14 @@ class HeadScoreStore:
         StoreError: for a folder that is not empty and no store, or that cannot be read or made.
     """
 
+    ARTIFACT_TYPE = "head_score_store"
+    ARTIFACT_FORMAT = "safetensors"
+    ARTIFACT_PACKAGE_HINT = "pyterrier-routehead"
+
+    path: Path
+
     def __init__(self, path: str | Path) -> None:
-        self.path = absolute_path("store", path)
+        super().__init__(absolute_path("store", path))
         self._writing, self._hidden = self.path / ".writing", self.path / "hidden"
         marker = self.path / "store.json"
         with _named(marker, "read"):
@@ -115,7 +130,7 @@ class HeadScoreStore:
         return f"HeadScoreStore({str(self.path)!r})"
 
     def __len__(self) -> int:
-        """How many lists are stored; a list that several models have read counts once for each."""
+        """Number of lists that are stored; a list that several models have read counts once for each."""
         return sum(1 for _ in self._files(self.path))
 
     def get(self, key: StoreKey, layers: int, hidden_layers: Sequence[int] = ()) -> ListScores | None:
@@ -123,7 +138,7 @@ class HeadScoreStore:
 
         Args:
             key: which list and model.
-            layers: scores of all heads of so many layers are wanted: float32 [documents, layers * heads], layer by
+            layers: scores of all heads of this many layers are wanted: float32 [documents, layers * heads], layer by
                 layer.
             hidden_layers: hidden states that are wanted.
 
@@ -137,14 +152,15 @@ class HeadScoreStore:
                 width = entry.arrays["raw"].shape[1]
                 shape = f"{entry.layers} layers with {key.num_heads} heads each"
                 raise StoreError(f"{file} has {width} columns for {shape}: delete it, and its list is read again")
-            hidden = {layer: self._state(key, layer, entry) for layer in hidden_layers}
-            if all(state is not None for state in hidden.values()):
+            states = {layer: self._state(key, layer, entry) for layer in hidden_layers}
+            hidden = {layer: state for layer, state in states.items() if state is not None}
+            if len(hidden) == len(states):
                 raw, null, filtered = (entry.arrays[name][:, : layers * key.num_heads] for name in SCORES)
                 return ListScores(raw, null, filtered, None, hidden)
         return None
 
     def _state(self, key: StoreKey, layer: int, entry: Entry) -> np.ndarray | None:
-        """A list's hidden state after a layer: it depends on the weights up to there, and has a file of its own."""
+        """A list's hidden state after a layer: it depends on the weights up to there, and has a separate file."""
         fingerprint = key.fingerprint[: layer + 1]
         if len(fingerprint) == layer + 1:
             file = self._hidden / key.digest[:2] / entry_name(key.digest, fingerprint)
@@ -166,9 +182,9 @@ class HeadScoreStore:
                 return
 
     def put(self, key: StoreKey, scores: ListScores, layers: int) -> None:
-        """Store the calibrated scores of all heads of so many layers; entries that they cover are removed.
+        """Store the calibrated scores of all heads of some layers; entries that they cover are removed.
 
-        Hidden states, each in a file of its own, stay whatever becomes of the scores. Scores or states that are not
+        Hidden states, each in a separate file, stay whatever becomes of the scores. Scores or states that are not
         finite are not kept: whoever reads them says which query they are of.
 
         Raises:
@@ -184,14 +200,14 @@ class HeadScoreStore:
             raise ValueError(f"{layers} layers were run, weights of {known} are known, states are of {deepest}")
         if not all(np.isfinite(array).all() for array in (*arrays.values(), *scores.hidden.values())):
             return
-        own = {file: entry for file in self._entries(key) if (entry := _read_if_there(file)) is not None}
-        covered = {file: entry for file, entry in own.items()
+        present = {file: entry for file in self._entries(key) if (entry := _read_if_there(file)) is not None}
+        covered = {file: entry for file, entry in present.items()
                    if entry.layers <= layers and same_weights(entry.fingerprint, fingerprint)}
         # First the states: whoever finds the scores finds these too.
         for entry in covered.values():
             self._put_states(key, entry.fingerprint, entry.old_states)
         self._put_states(key, fingerprint, scores.hidden)
-        if any(entry.layers > layers and same_weights(entry.fingerprint, fingerprint) for entry in own.values()):
+        if any(entry.layers > layers and same_weights(entry.fingerprint, fingerprint) for entry in present.values()):
             return  # the deeper entry serves what these would
         target = self.path / key.digest[:2] / entry_name(key.digest, fingerprint)
         self._write(target, entry_bytes(key.digest, fingerprint, arrays, key.about))
@@ -202,12 +218,12 @@ class HeadScoreStore:
 
     def _put_states(self, key: StoreKey, fingerprint: Sequence[str], states: Mapping[int, np.ndarray]) -> None:
         for layer, state in states.items():
-            own = tuple(fingerprint[: layer + 1])
-            target = self._hidden / key.digest[:2] / entry_name(key.digest, own)
-            self._write(target, entry_bytes(key.digest, own, {STATE: state}, key.about))
+            weights = tuple(fingerprint[: layer + 1])
+            target = self._hidden / key.digest[:2] / entry_name(key.digest, weights)
+            self._write(target, entry_bytes(key.digest, weights, {STATE: state}, key.about))
 
     def check(self) -> int:
-        """Read every file; returns how many lists are stored.
+        """Read every file; returns the number of lists that are stored.
 
         Raises:
             StoreError: naming all files that are damaged or do not belong here.
@@ -230,8 +246,9 @@ class HeadScoreStore:
     def _entries(self, key: StoreKey) -> list[Path]:
         """The files of a list, deepest first: of several models perhaps that agree in shape."""
         folder = self.path / key.digest[:2]
-        names = [name for name in _listed(folder) if name.startswith(key.digest) and NAME.fullmatch(name)]
-        return [folder / name for name in sorted(names, key=lambda name: -int(NAME.fullmatch(name)["layers"]))]
+        named = [NAME.fullmatch(name) for name in _listed(folder) if name.startswith(key.digest)]
+        found = [match for match in named if match is not None]
+        return [folder / match[0] for match in sorted(found, key=lambda match: -int(match["layers"]))]
 
     def _files(self, folder: Path) -> Iterator[Path]:
         for part in sorted(name for name in _listed(folder) if _PART.fullmatch(name)):
@@ -240,7 +257,7 @@ class HeadScoreStore:
             yield from (folder / part / name for name in names if NAME.fullmatch(name) and name.startswith(part))
 
     def _foreign(self) -> Iterator[Path]:
-        known = {self.path / "store.json", *self._files(self.path), *self._files(self._hidden)}
+        known = {self.path / name for name in _MARKERS} | {*self._files(self.path), *self._files(self._hidden)}
         with _named(self.path, "read"):
             for file in sorted(self.path.rglob("*")):
                 if not (file in known or file.is_dir() or file.parent == self._writing):
@@ -248,10 +265,11 @@ class HeadScoreStore:
 
     def _make(self, marker: Path) -> None:
         if _is_there(self.path):
-            foreign = not self.path.is_dir() or set(_listed(self.path)) - {".writing", "store.json"}
+            foreign = not self.path.is_dir() or set(_listed(self.path)) - {".writing", *_MARKERS}
             if foreign and not _is_there(marker):  # another process may be making the same store at this moment
                 raise StoreError(f"{self.path} exists and is no store of head scores")
         self._write(marker, json.dumps(_MARKER).encode())
+        self._write(self.path / "pt_meta.json", json.dumps(self._build_metadata()).encode())
 
     def _sweep(self) -> None:
         """Remove what killed processes were writing."""
@@ -277,6 +295,57 @@ class HeadScoreStore:
                 with contextlib.suppress(OSError):
                     scratch.unlink()
                 raise
+
+    # As an artifact
+
+    def save(self, path: str | Path) -> "HeadScoreStore":
+        """Copy the store to a new folder, and return the copy.
+
+        Args:
+            path: the folder; ``~`` is expanded.
+
+        Raises:
+            FileExistsError: where the path exists already.
+            StoreError: where a file cannot be read or written.
+        """
+        target = absolute_path("path", path)
+        if _is_there(target):
+            raise FileExistsError(f"{target} exists already: choose another path, or remove what lies there")
+        copy = HeadScoreStore(target)
+        for file in (*self._files(self._hidden), *self._files(self.path)):
+            with _named(file, "read"):
+                content = read_bytes(file)
+            copy._write(target / file.relative_to(self.path), content)
+        return copy
+
+    def _package_files(self) -> Iterator[tuple[str, str | io.BytesIO]]:
+        """What is uploaded: the store's files alone, and not what is being written."""
+        for file in (self.path / "store.json", *self._files(self.path), *self._files(self._hidden)):
+            yield str(file.relative_to(self.path)), str(file)
+        yield "pt_meta.json", io.BytesIO(json.dumps(self._build_metadata()).encode())
+
+    def _description(self) -> str:
+        return (
+            f"Attention-head scores of {len(self)} candidate lists: the attention that each head of a language model "
+            "pays to each document from the query. With them, re-rankers of PyTerrier rank these lists without running "
+            "the model. Queries and texts are not included: a list is found again by a hash over its tokens."
+        )
+
+    def _facts(self) -> dict[str, object]:
+        """What the entries say of themselves; each is read and checked."""
+        lists: Counter[str] = Counter()
+        for file in self._files(self.path):
+            entry = read_entry(file, "scores")
+            lists[", ".join(f"{name}={value}" for name, value in (*entry.words.items(), ("layers", entry.layers)))] += 1
+        by_model = {f"lists of {words}": count for words, count in lists.items()}
+        return {"lists": len(self), **by_model, "hidden states": sum(1 for _ in self._files(self._hidden))}
+
+    def _usage(self, loaded: str) -> str:
+        return (
+            "from pyterrier_routehead import HeadScoreStore, ICRReranker\n\n"
+            f"reranker = ICRReranker(store={loaded})  # with the model and settings of the stored lists\n"
+            "reranker(candidates)  # qid, query, docno and text, as from: bm25 >> dataset.text_loader()"
+        )
 
 
 def kept_store(store: HeadScoreStore | str | Path | None) -> HeadScoreStore | str | Path | None:

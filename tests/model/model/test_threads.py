@@ -1,6 +1,7 @@
 """One model used from many threads, by us and by its owner, and across forks."""
 
 import os
+import pickle
 import random
 import signal
 import threading
@@ -277,3 +278,23 @@ def test_f28_our_attention_is_never_the_models_not_even_inside_a_pass():
         assert inside["attention"] == before["attention"]
         assert inside["tensors"] == before["tensors"]
     assert snapshot(model) == before
+
+
+def test_lists_are_counted_from_many_threads_and_after_a_change_of_the_layers():
+    model = tiny_model("Llama")
+    llm = FrozenLLM(model, tokenizer=byte_tokenizer())
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda prompt: score_lists(llm, [prompt], ALL), LISTS))
+    assert llm.document_passes == len(LISTS)
+    model.layers = torch.nn.ModuleList(model.layers)  # its owner replaces the stack: another engine, the same count
+    score_lists(llm, LISTS[:2], ALL)
+    assert llm.document_passes == len(LISTS) + 2
+    assert pickle.loads(pickle.dumps(llm)).document_passes == len(LISTS) + 2
+
+
+def test_two_handles_of_one_model_count_their_own_lists_and_share_a_lock():
+    model, tokenizer = tiny_model("Llama"), byte_tokenizer()
+    first, second = (FrozenLLM(model, tokenizer=tokenizer).load() for _ in range(2))
+    score_lists(first, LISTS[:3], ALL)
+    assert (first.document_passes, second.document_passes) == (3, 0)
+    assert first._start()._lock is second._start()._lock

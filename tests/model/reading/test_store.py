@@ -686,7 +686,7 @@ def test_an_entry_says_in_its_file_what_it_is(store):
     assert re.fullmatch(rf"{key_of().digest}-3-[0-9a-f]{{8}}\.safetensors", state.name)  # after three layers
     assert state.parent.name == file.parent.name
     assert_same_bits(load(state.read_bytes())["hidden"], scores_of(hidden=(2,)).hidden[2])
-    folders = [".writing", "hidden", "store.json", file.parent.name]
+    folders = [".writing", "hidden", "pt_meta.json", "store.json", file.parent.name]
     assert sorted(path.name for path in store.path.iterdir()) == sorted(folders)
     assert not list((store.path / ".writing").iterdir())
 
@@ -1506,3 +1506,63 @@ def test_f42_processes_that_put_hidden_states_at_once_lose_none(tmp_path):
             worker.kill()
             worker.wait()
     assert_all_states_are_there(path)
+
+
+# As an artifact
+
+
+def test_a_packed_store_comes_back_with_the_same_scores(tmp_path, monkeypatch, address):
+    """The functions for the Hub and Zenodo build this package, and take it from an address."""
+    monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
+    store = HeadScoreStore(tmp_path / "store")
+    store.put(key_of(), scores_of(hidden=(1,)), 4)
+    store.put(key_of(1), scores_of(1), 4)
+    (store.path / ".writing" / "half").write_bytes(b"half a file")
+    (store.path / "notes.txt").write_text("private")
+    metadata = {}
+    store.build_package(metadata_out=metadata, verbose=False)
+    assert metadata == {"type": "head_score_store", "format": "safetensors", "package_hint": "pyterrier-routehead"}
+    loaded = HeadScoreStore.from_url(f"{address}/store.tar.lz4")
+    assert loaded.path.is_relative_to(tmp_path / "home")
+    assert loaded.check() == 2
+    assert_holds(loaded, key_of(), scores_of(hidden=(1,)), 4, (1,))
+    loaded.put(key_of(2), scores_of(2), 4)
+    assert len(loaded) == 3
+
+
+def test_pyterrier_knows_stores_by_an_entry_point():
+    name = ".".join(pt.inspect.artifact_type_format(HeadScoreStore))
+    setup = (Path(__file__).parents[1] / "setup.py").read_text()
+    assert f'"{name} = pyterrier_routehead:HeadScoreStore"' in setup
+
+
+def test_a_store_of_an_earlier_version_is_read_and_packed(tmp_path):
+    store = HeadScoreStore(tmp_path / "store")
+    store.put(key_of(), scores_of(), 4)
+    (store.path / "pt_meta.json").unlink()
+    opened = HeadScoreStore(store.path)
+    assert opened.check() == 1
+    metadata = {}
+    opened.build_package(metadata_out=metadata, verbose=False)
+    assert metadata["type"] == "head_score_store"
+
+
+def test_a_copy_of_a_store_holds_the_same(store, tmp_path):
+    store.put(key_of(), scores_of(hidden=(1,)), 4)
+    copied = store.save(tmp_path / "copy")
+    assert copied.check() == 1
+    assert_holds(copied, key_of(), scores_of(hidden=(1,)), 4, (1,))
+    with pytest.raises(FileExistsError, match="copy exists already"):
+        store.save(tmp_path / "copy")
+
+
+def test_the_card_of_a_store_says_what_it_holds(store):
+    store.put(key_of(), scores_of(hidden=(1,)), 4)
+    store.put(key_of(1), scores_of(1, layers=2), 2)
+    card = store._hf_readme(repo="somebody/scores", metadata={})
+    for line in ("lists: 2", "lists of model=m, layers=4: 1", "lists of model=m, layers=2: 1", "hidden states: 1"):
+        assert line in card
+    assert "HeadScoreStore.from_hf('somebody/scores')" in card
+    files(store)[0].write_bytes(b"")
+    with pytest.raises(StoreError, match="is damaged"):
+        store._hf_readme(repo="somebody/scores", metadata={})
