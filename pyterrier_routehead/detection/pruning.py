@@ -12,7 +12,8 @@ def check_max_layer(max_layer: object) -> None:
     said = f"max_layer is a number of layers from 1, or a share of them up to 1.0, got {max_layer!r}"
     if isinstance(max_layer, bool) or not isinstance(max_layer, numbers.Real):
         raise TypeError(said)
-    if not (max_layer >= 1 if isinstance(max_layer, numbers.Integral) else 0 < max_layer <= 1):
+    number, layers = float(max_layer), isinstance(max_layer, numbers.Integral)
+    if not (number >= 1 if layers else 0 < number <= 1):
         raise ValueError(said)
 
 
