@@ -33,6 +33,7 @@ from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load, save
 
 from damage import flips, unprivileged
+from places import ROOT
 from pyterrier_routehead import (
     AttentionHeadScorer,
     ChatMarkup,
@@ -1532,7 +1533,7 @@ def test_a_packed_store_comes_back_with_the_same_scores(tmp_path, monkeypatch, a
 
 def test_pyterrier_knows_stores_by_an_entry_point():
     name = ".".join(pt.inspect.artifact_type_format(HeadScoreStore))
-    setup = (Path(__file__).parents[1] / "setup.py").read_text()
+    setup = (ROOT / "setup.py").read_text()
     assert f'"{name} = pyterrier_routehead:HeadScoreStore"' in setup
 
 
