@@ -104,7 +104,7 @@ def plot_training(report: pd.DataFrame) -> "list[Axes]":
         ax.plot(report["epoch"], report[name])
         ax.set_ylabel(name)
     for ax in axes:
-        ax.axvline(report["epoch"][report["held-out nDCG@10"].idxmax()], color="grey", linestyle=":")
+        ax.axvline(report["epoch"].iloc[report["held-out nDCG@10"].argmax()], color="grey", linestyle=":")
     axes[-1].set_xlabel("epoch")
     return axes
 

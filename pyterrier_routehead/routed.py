@@ -1,8 +1,7 @@
 """`RouteHeadReranker`: chooses, for every query, the heads that suit it (RouteHead, arXiv 2604.24608)."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -101,10 +100,10 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
     detection_data: str | None = None
     allow_mismatch: bool = False
 
-    router_: ClassVar[HeadRouter]
-    labels_: ClassVar[pd.DataFrame]
-    left_out_: ClassVar[int]
-    report_: ClassVar[pd.DataFrame]
+    router_: HeadRouter = field(init=False)
+    labels_: pd.DataFrame = field(init=False)
+    left_out_: int = field(init=False)
+    report_: pd.DataFrame = field(init=False)
 
     def __repr__(self) -> str:
         given = repr(self.router) if isinstance(self.router, str) else ""
@@ -241,7 +240,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         selection = self._selection()
         training = (self.training or RouterTraining()).resolved(selection.by_logits)
         source, judged = self._judged(topics_or_res_tr, qrels_tr, "training")
-        if topics_or_res_va is None:
+        if topics_or_res_va is None or qrels_va is None:  # both or neither
             held_source, (held, lists) = source, self._held_out(judged.lists)
         else:
             held_source, valid = self._judged(topics_or_res_va, qrels_va, "validation")

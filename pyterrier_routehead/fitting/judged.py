@@ -192,16 +192,19 @@ def judge_heads(criterion: Criterion, lists: Sequence[JudgedList]) -> np.ndarray
     Raises:
         ValueError: where no list counts.
     """
-    judged = [
-        criterion(own.vectors if criterion.calibrated else own.raw, own.labels, ideal=own.ideal) for own in lists
-    ]
-    counting = [values for values in judged if values is not None]
+    counting = []
+    for own in lists:
+        scores = own.vectors if criterion.calibrated else own.raw
+        assert scores is not None, "a criterion on uncalibrated scores asks for them"
+        if (values := criterion(scores, own.labels, ideal=own.ideal)) is not None:
+            counting.append(values)
     if not counting:
         raise ValueError(
             "no candidate list has both a relevant and another candidate: "
             "do the qids and docnos of topics and qrels agree?"
         )
-    return np.mean(counting, axis=0)
+    mean: np.ndarray = np.mean(counting, axis=0)
+    return mean
 
 
 def ranked_heads(
@@ -216,7 +219,7 @@ def ranked_heads(
     queries = len({own.query.qid for own in judged.lists})
     return HeadSet.of(
         [judged.reading.heads[i] for i in order],
-        scores=scores[order],
+        scores=scores[order].tolist(),
         model=judged.reading.model,
         settings=judged.reading.settings,
         detection=Detection(criterion.name, settings, data or "not named", queries),

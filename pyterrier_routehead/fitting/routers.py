@@ -47,7 +47,7 @@ class RouterLists:
         padded = PaddedLists.of(vectors, [own.labels for own in self.lists], [own.ideal for own in self.lists])
         told = None
         if evidence:
-            told = np.stack([list_evidence(own.vectors, own.query.first_stage) for own in self.lists])
+            told = np.stack([list_evidence(own.vectors, own.query.known_first_stage) for own in self.lists])
         first = _first_stage(self.lists, padded.there.shape, first_stage_weight)
         return RoutingData(self.states, padded, told, first_stage=first)
 
@@ -99,8 +99,8 @@ def learn_router(
     weights, report = train_weights(
         replace(data, targets=labels.targets), other, selection, settings, seed=seed, progress=progress
     )
-    best = report["held-out nDCG@10"].idxmax()
-    epoch = int(report["epoch"][best])
+    best = int(report["held-out nDCG@10"].argmax())
+    epoch = int(report["epoch"].iloc[best])
     # A start by ridge regression has learnt from the queries already.
     untaught = epoch == 0 and settings.start == "frequency"
     named = recipe if isinstance(recipe, str) else getattr(recipe, "__name__", "own")
@@ -113,7 +113,7 @@ def learn_router(
         "distinct labels": int(table["heads"].nunique()),
         "epoch": epoch,
         "kept its start": untaught,
-        "held-out nDCG@10": float(report["held-out nDCG@10"][best]),
+        "held-out nDCG@10": float(report["held-out nDCG@10"].iloc[best]),
     }
     if untaught:
         warn(
@@ -130,5 +130,5 @@ def _first_stage(lists: Sequence[JudgedList], shape: tuple[int, int], weight: fl
         return None
     added = np.zeros(shape)
     for own, one in zip(added, lists, strict=True):
-        own[: len(one.labels)] = weight * standardised(one.query.first_stage)
+        own[: len(one.labels)] = weight * standardised(one.query.known_first_stage)
     return added

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -37,6 +37,18 @@ class QueryList:
     first_stage: np.ndarray | None = None
     tail: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     part_of: "tuple[QueryList, list[int]] | None" = None
+
+    @property
+    def known_query(self) -> str:
+        """The query, for who asked for it."""
+        assert self.query is not None, "the query was not asked for"
+        return self.query
+
+    @property
+    def known_first_stage(self) -> np.ndarray:
+        """The first stage's scores, for who asked for them."""
+        assert self.first_stage is not None, "the first stage's scores were not asked for"
+        return self.first_stage
 
     def part(self, numbers: Sequence[int] | np.ndarray) -> "QueryList":
         """Some of the candidates, by number, in that order."""
@@ -87,13 +99,26 @@ class HeadPolicy(Protocol):
         needs_first_stage: whether the first stage's scores are.
     """
 
-    heads: HeadsLike
-    head_set: HeadSet | None
-    bundled: bool
-    allow_mismatch: bool
-    needs_query: bool
-    needs_hidden_state: bool
-    needs_first_stage: bool
+    @property
+    def heads(self) -> HeadsLike: ...  # noqa: D102
+
+    @property
+    def head_set(self) -> HeadSet | None: ...  # noqa: D102
+
+    @property
+    def bundled(self) -> bool: ...  # noqa: D102
+
+    @property
+    def allow_mismatch(self) -> bool: ...  # noqa: D102
+
+    @property
+    def needs_query(self) -> bool: ...  # noqa: D102
+
+    @property
+    def needs_hidden_state(self) -> bool: ...  # noqa: D102
+
+    @property
+    def needs_first_stage(self) -> bool: ...  # noqa: D102
 
     @property
     def layers(self) -> int | None:
@@ -201,7 +226,7 @@ class RoutedHeads:
     @property
     def layers(self) -> int:
         """Whichever heads the next query is given, the model is loaded once."""
-        return max(layers_needed(self.router.pool), self.router.state.layer + 1)
+        return max(*(head.layer + 1 for head in self.heads), self.router.state.layer + 1)
 
     def choose(self, own: QueryList, embedder: EmbedsQueries) -> Choice:
         """The heads with a weight; all of the pool where the router looks at the list too."""
@@ -214,7 +239,7 @@ class RoutedHeads:
         """As chosen, or as the list's own evidence says."""
         if not isinstance(choice, _Asked):
             return choice
-        evidence = list_evidence(vectors, own.first_stage)
+        evidence = list_evidence(vectors, own.known_first_stage)
         return self._weighed(self.router.route(choice.state, evidence), self.router.pool.heads)
 
     def _weighed(self, weights: np.ndarray, read: Sequence[Head] | None = None) -> Choice:
@@ -247,8 +272,10 @@ class Unfitted:
     needs_hidden_state: bool = False
     needs_first_stage: bool = False
     heads: HeadsLike = "all"
-    head_set = layers = None
-    bundled = allow_mismatch = False
+    head_set: ClassVar[HeadSet | None] = None
+    layers: ClassVar[int | None] = None
+    bundled: ClassVar[bool] = False
+    allow_mismatch: ClassVar[bool] = False
 
     def choose(self, own: QueryList, embedder: EmbedsQueries) -> Choice:
         """Refused."""

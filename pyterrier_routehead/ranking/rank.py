@@ -42,8 +42,8 @@ def rank(
     source.accept(lists)
     for batch in in_batches(lists, source.batch_size):
         choices = [policy.choose(own, source) for own in batch]
-        windows = [source.windows(own) for own in batch]
-        at_once = [i for i, found in enumerate(windows) if found is None]
+        windows = {i: found for i, own in enumerate(batch) if (found := source.windows(own)) is not None}
+        at_once = [i for i in range(len(batch)) if i not in windows]
         read = source.read([batch[i] for i in at_once], [choices[i].heads for i in at_once])
         scored = {
             i: _score(batch[i], found.vectors, choices[i], policy, first_stage_weight)
@@ -68,16 +68,19 @@ def combine(
     first stage takes part.
     """
     if choice.standardise:
-        # The weights were trained to be added to the first stage's score as they are.
-        scores = standardised(vectors.astype(np.float64)) @ choice.weights
-        return scores + first_stage_weight * standardised(first_stage) if first_stage_weight else scores
+        # Such weights were trained for sums that are added to the first stage's score as they are.
+        vectors = standardised(vectors.astype(np.float64))
     if choice.weights is None:
-        attention = vectors.sum(axis=1, dtype=np.float64)
+        attention: np.ndarray = vectors.sum(axis=1, dtype=np.float64)
     else:
-        attention = vectors.astype(np.float64) @ choice.weights
+        attention = vectors.astype(np.float64, copy=False) @ choice.weights
     if not first_stage_weight:
         return attention
-    return standardised(attention) + first_stage_weight * standardised(first_stage)
+    assert first_stage is not None, "a weight of the first stage asks for its scores"
+    if not choice.standardise:
+        attention = standardised(attention)
+    mixed: np.ndarray = attention + first_stage_weight * standardised(first_stage)
+    return mixed
 
 
 def _score(

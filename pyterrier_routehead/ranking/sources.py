@@ -134,7 +134,8 @@ class FrameSource:
 
     def reading(self, own: QueryList) -> Reading:
         """What the vectors of a list's first candidate speak of."""
-        return self.frame["head_reading"].iloc[own.rows[0]]
+        reading: Reading = self.frame["head_reading"].iloc[own.rows[0]]
+        return reading
 
     def embed(self, own: QueryList, state: QueryState) -> np.ndarray:
         """From the query by itself, or from ``hidden_state``."""
@@ -145,12 +146,15 @@ class FrameSource:
                     f"query {own.qid!r}: hidden_state holds the layers {list(reading.hidden_layers)}, the router needs "
                     f"{state.layer}: AttentionHeadScorer(hidden_layers=[{state.layer}])"
                 )
-            return np.asarray(self.frame["hidden_state"].iloc[own.rows[0]])[reading.hidden_layers.index(state.layer)]
+            states = np.asarray(self.frame["hidden_state"].iloc[own.rows[0]])
+            embedding: np.ndarray = states[reading.hidden_layers.index(state.layer)]
+            return embedding
         if id(reading) not in self._models:
+            assert self._open_model is not None, "a source that embeds queries is given what opens a model"
             llm = self._open_model(reading, state.layer + 1)
             self._models[id(reading)] = llm, llm.snapshot()
         llm, snapshot = self._models[id(reading)]
-        return embed_query(llm, own.query, state, snapshot)
+        return embed_query(llm, own.known_query, state, snapshot)
 
     def windows(self, own: QueryList) -> None:
         """Whatever was read is there."""
@@ -251,7 +255,7 @@ class TextSource:
                 "this router embeds queries by the column 'hidden_state': put it behind "
                 f"AttentionHeadScorer(hidden_layers=[{state.layer}])"
             )
-        return embed_query(self.reader.llm, own.query, state, self.reader.snapshot)
+        return embed_query(self.reader.llm, own.known_query, state, self.reader.snapshot)
 
     def windows(self, own: QueryList) -> Windows | None:
         """For a list-wise list beyond the model's context; warns of the first."""
@@ -261,6 +265,7 @@ class TextSource:
         lengths = np.zeros(len(prompt.blocks), dtype=int)
         lengths[prompt.order] = prompt.block_lengths
         budget = reader.room_for_documents(own.qid, prompt)
+        assert budget is not None, "only a model with a known context overflows"
         for row, length in zip(own.rows, lengths, strict=True):
             if length > budget:
                 raise ListTooLongError(
@@ -306,7 +311,7 @@ class TextSource:
             whole, numbers = own.part_of
             return self.reader.part(self._prompt(whole), numbers)
         if id(own) not in self._prompts:
-            texts = CandidateList(own.qid, own.query, documents(self.frame, own.rows, *self._fields))
+            texts = CandidateList(own.qid, own.known_query, documents(self.frame, own.rows, *self._fields))
             self._prompts[id(own)] = own, self.reader.prompt(texts)
             while len(self._prompts) > self.batch_size:
                 del self._prompts[next(iter(self._prompts))]

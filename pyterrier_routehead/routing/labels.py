@@ -79,7 +79,8 @@ def by_utility(lists: PaddedLists, most: int) -> np.ndarray:
     """
     utility = head_utility(lists)
     centred = utility - utility.mean(axis=1, keepdims=True)
-    return 0.5 + 0.5 * np.tanh(0.5 * centred / (centred.std() or 1.0))
+    targets: np.ndarray = 0.5 + 0.5 * np.tanh(0.5 * centred / (centred.std() or 1.0))
+    return targets
 
 
 def static(lists: PaddedLists, most: int) -> np.ndarray:
@@ -150,9 +151,7 @@ def halves(lists: PaddedLists, seed: int) -> tuple[PaddedLists, PaddedLists]:
     for i in range(len(own)):
         for kind in (own.gains[i] > 0, (own.gains[i] <= 0) & own.there[i]):
             first[i, rng.permutation(np.flatnonzero(kind))[::2]] = True
-    return tuple(
-        own.documents(part) for part in (first & own.there, ~first & own.there)
-    )
+    return own.documents(first & own.there), own.documents(~first & own.there)
 
 
 def reliability(lists: PaddedLists, seed: int = 0) -> float:

@@ -142,16 +142,17 @@ class HeadRouter(SharedArtifact):
     version: str
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__(absolute_path("path", path))
-        said = load_description(self.path, _JSON, "router")
-        with readable(str(self.path / _JSON), "router"):
+        folder = absolute_path("path", path)
+        super().__init__(folder)
+        said = load_description(folder, _JSON, "router")
+        with readable(str(folder / _JSON), "router"):
             found = typed(_Said, _with_present_names(said), "")
             if found.format > 1 and found.weights_sha256 is None:
                 raise ValueError("it lacks weights_sha256")
             self.pool, self.state, self.selection = HeadSet.from_json(found.pool), found.state, found.selection
             self.report, self.version = dict(found.report), found.version
             self._check_state()
-        file = self.path / _WEIGHTS
+        file = folder / _WEIGHTS
         with readable(str(file), "router"):
             self.weights = _read_weights(file, found.weights_sha256)
             self._check_weights()
@@ -259,7 +260,8 @@ class HeadRouter(SharedArtifact):
                 f"the router's logit of head {head} is not finite: the query embedding goes to "
                 f"{np.abs(state).max():g}, far from those that {self!r} was trained on"
             )
-        return logits.astype(np.float64)
+        as_float64: np.ndarray = logits.astype(np.float64)
+        return as_float64
 
     def route(self, state: np.ndarray, evidence: np.ndarray | None = None) -> np.ndarray:
         """Weight of each head of the pool in a query's sum: float64 [heads], 0 for heads that are not chosen."""
@@ -327,8 +329,9 @@ def _read_weights(file: Path, sha256: str | None) -> dict[str, np.ndarray]:
 
 
 def _check_told(what: str, told: np.ndarray | None, shape: tuple[int, ...]) -> None:
-    if np.shape(told) != shape:
-        raise ValueError(f"{what} has the shape {np.shape(told)}, not {shape}")
+    told = np.asarray(told)  # None, for one, has the shape ()
+    if told.shape != shape:
+        raise ValueError(f"{what} has the shape {told.shape}, not {shape}")
     if not np.isfinite(told).all():
         raise ValueError(f"{what} is not finite; the model's dtype may overflow, try float32")
 
