@@ -158,7 +158,7 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
             {"criterion": criteria[i].name, **criteria[i].settings, "k": k, NDCG: value}
             for (i, k), value in zip(tried, values, strict=True)
         ]
-        names = ["criterion", *dict.fromkeys(name for own in criteria for name in own.settings), "k", NDCG]
+        names = ["criterion", *dict.fromkeys(name for criterion in criteria for name in criterion.settings), "k", NDCG]
         table = pd.DataFrame(rows, columns=names).astype({"k": "Int64"})
         best = max(values)
         equal = [pair for pair, value in zip(tried, values, strict=True) if value > best - 1e-9]

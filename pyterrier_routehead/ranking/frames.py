@@ -90,8 +90,8 @@ def candidate_lists(frame: pd.DataFrame) -> list[CandidateRows]:
         rows_of.setdefault(qid, []).append(row)
     key = next((column for column in ("rank", "score") if column in frame.columns), None)
     lists = []
-    for qid, own in rows_of.items():
-        rows = np.array(own)
+    for qid, positions in rows_of.items():
+        rows = np.array(positions)
         if key is not None:
             values = _numbers(frame, key, rows)
             rows = rows[np.argsort(values if key == "rank" else -values, kind="stable")]

@@ -82,7 +82,7 @@ class Choice:
 class EmbedsQueries(Protocol):
     """What gives a router the hidden state that stands for a query."""
 
-    def embed(self, own: QueryList, state: QueryState) -> np.ndarray:
+    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
         """Float32 [hidden size]."""
 
 
@@ -124,10 +124,10 @@ class HeadPolicy(Protocol):
     def layers(self) -> int | None:
         """Of how many layers the model is needed at most; None for all."""
 
-    def choose(self, own: QueryList, embedder: EmbedsQueries) -> Choice:
+    def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
         """The heads to read of a list, before it is read."""
 
-    def refine(self, choice: Choice, own: QueryList, vectors: np.ndarray) -> Choice:
+    def refine(self, choice: Choice, candidates: QueryList, vectors: np.ndarray) -> Choice:
         """The heads to rank by once the list has been read, float32 [candidates, heads] of the choice."""
 
 
@@ -181,11 +181,11 @@ class FixedHeads:
         """Up to the deepest head."""
         return layers_needed(self.heads)
 
-    def choose(self, own: QueryList, embedder: EmbedsQueries) -> Choice:
+    def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
         """The heads."""
         return Choice(self.heads)
 
-    def refine(self, choice: Choice, own: QueryList, vectors: np.ndarray) -> Choice:
+    def refine(self, choice: Choice, candidates: QueryList, vectors: np.ndarray) -> Choice:
         """As chosen."""
         return choice
 
@@ -228,18 +228,18 @@ class RoutedHeads:
         """Whichever heads the next query is given, the model is loaded once."""
         return max(*(head.layer + 1 for head in self.heads), self.router.state.layer + 1)
 
-    def choose(self, own: QueryList, embedder: EmbedsQueries) -> Choice:
+    def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
         """The heads with a weight; all of the pool where the router looks at the list too."""
-        state = embedder.embed(own, self.router.state)
+        state = embedder.embed(candidates, self.router.state)
         if self.router.uses_evidence:
             return _Asked(self.router.pool.heads, state=state)
         return self._weighed(self.router.route(state))
 
-    def refine(self, choice: Choice, own: QueryList, vectors: np.ndarray) -> Choice:
+    def refine(self, choice: Choice, candidates: QueryList, vectors: np.ndarray) -> Choice:
         """As chosen, or as the list's own evidence says."""
         if not isinstance(choice, _Asked):
             return choice
-        evidence = list_evidence(vectors, own.known_first_stage)
+        evidence = list_evidence(vectors, candidates.known_first_stage)
         return self._weighed(self.router.route(choice.state, evidence), self.router.pool.heads)
 
     def _weighed(self, weights: np.ndarray, read: Sequence[Head] | None = None) -> Choice:
@@ -277,11 +277,11 @@ class Unfitted:
     bundled: ClassVar[bool] = False
     allow_mismatch: ClassVar[bool] = False
 
-    def choose(self, own: QueryList, embedder: EmbedsQueries) -> Choice:
+    def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
         """Refused."""
         raise NotFittedError(self.message)
 
-    def refine(self, choice: Choice, own: QueryList, vectors: np.ndarray) -> Choice:
+    def refine(self, choice: Choice, candidates: QueryList, vectors: np.ndarray) -> Choice:
         """Refused."""
         raise NotFittedError(self.message)
 

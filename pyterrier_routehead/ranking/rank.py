@@ -41,21 +41,21 @@ def rank(
     """
     source.accept(lists)
     for batch in in_batches(lists, source.batch_size):
-        choices = [policy.choose(own, source) for own in batch]
-        windows = {i: found for i, own in enumerate(batch) if (found := source.windows(own)) is not None}
+        choices = [policy.choose(candidates, source) for candidates in batch]
+        windows = {i: found for i, candidates in enumerate(batch) if (found := source.windows(candidates)) is not None}
         at_once = [i for i in range(len(batch)) if i not in windows]
         read = source.read([batch[i] for i in at_once], [choices[i].heads for i in at_once])
         scored = {
             i: _score(batch[i], found.vectors, choices[i], policy, first_stage_weight)
             for i, found in zip(at_once, read, strict=True)
         }
-        for i, (own, choice) in enumerate(zip(batch, choices, strict=True)):
+        for i, (candidates, choice) in enumerate(zip(batch, choices, strict=True)):
             if i in scored:
                 scores, used = scored[i]
-                ranked = RankedList(own, scores, [used] * len(scores))
+                ranked = RankedList(candidates, scores, [used] * len(scores))
             else:
-                ranked = _in_windows(own, choice, windows[i], source, policy, first_stage_weight)
-            check_finite(ranked.scores, own.qid)
+                ranked = _in_windows(candidates, choice, windows[i], source, policy, first_stage_weight)
+            check_finite(ranked.scores, candidates.qid)
             yield ranked
 
 
@@ -84,28 +84,28 @@ def combine(
 
 
 def _score(
-    own: QueryList, vectors: np.ndarray, choice: Choice, policy: HeadPolicy, first_stage_weight: float
+    candidates: QueryList, vectors: np.ndarray, choice: Choice, policy: HeadPolicy, first_stage_weight: float
 ) -> tuple[np.ndarray, Choice]:
-    used = policy.refine(choice, own, vectors)
-    return combine(vectors, used, own.first_stage, first_stage_weight), used
+    used = policy.refine(choice, candidates, vectors)
+    return combine(vectors, used, candidates.first_stage, first_stage_weight), used
 
 
 def _in_windows(
-    own: QueryList,
+    candidates: QueryList,
     choice: Choice,
     windows: Windows,
     source: ScoreSource,
     policy: HeadPolicy,
     first_stage_weight: float,
 ) -> RankedList:
-    choices = [choice] * len(own.rows)
+    choices = [choice] * len(candidates.rows)
 
     def rank_window(numbers: list[int]) -> np.ndarray:
-        part = own.part(numbers)
+        part = candidates.part(numbers)
         (found,) = source.read([part], [choice.heads])
         scores, used = _score(part, found.vectors, choice, policy, first_stage_weight)
         for number in numbers:  # of several windows that a document was in, the last one counts
             choices[number] = used
         return scores
 
-    return RankedList(own, slide_windows(windows.lengths, windows.budget, rank_window), choices)
+    return RankedList(candidates, slide_windows(windows.lengths, windows.budget, rank_window), choices)
