@@ -5,9 +5,9 @@ ranking is that of a static set, the best k heads.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import product
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import pyterrier as pt
@@ -28,17 +28,20 @@ from .ranking.reranker import HeadReranker
 from .reading.reading import ReadingSettings
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class _DetectedHeadReranker(HeadReranker, pt.Estimator):
     """What re-rankers share whose heads are found by ``fit``; subclasses say by which criteria."""
 
+    heads: HeadsLike | HeadSet | None = None
+    _: KW_ONLY
+    k: int | Sequence[int] | None = None
     max_layer: int | float | None = None
     positions: int | None = None
     detection_data: str | None = None
     allow_mismatch: bool = False
 
-    head_set_: ClassVar[HeadSet]
-    validation_: ClassVar[pd.DataFrame]
+    head_set_: HeadSet = field(init=False)
+    validation_: pd.DataFrame = field(init=False)
     _method: ClassVar[str]
     _paper_k: ClassVar[int]
     _choices: ClassVar[tuple[str, ...]]
@@ -109,7 +112,7 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
             for criterion in criteria
         ]
         best, k = 0, ks[0]
-        if topics_or_res_va is not None and settings.aggregation.per_head:
+        if topics_or_res_va is not None and qrels_va is not None and settings.aggregation.per_head:
             # What ranks is calibrated as the settings say: of raw scores validation needs none.
             valid = self._judged(topics_or_res_va, qrels_va, [], None)
             judged.check_like(valid)
@@ -155,7 +158,7 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
             {"criterion": criteria[i].name, **criteria[i].settings, "k": k, NDCG: value}
             for (i, k), value in zip(tried, values, strict=True)
         ]
-        names = ["criterion", *dict.fromkeys(name for own in criteria for name in own.settings), "k", NDCG]
+        names = ["criterion", *dict.fromkeys(name for criterion in criteria for name in criterion.settings), "k", NDCG]
         table = pd.DataFrame(rows, columns=names).astype({"k": "Int64"})
         best = max(values)
         equal = [pair for pair, value in zip(tried, values, strict=True) if value > best - 1e-9]
@@ -190,8 +193,8 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
             return heads.k or (self._paper_k if whole else len(heads))
         ks = listed(self.k)
         if len(ks) == 1:
-            return ks[0]
-        if self.heads is not None or heads.k not in [min(k, len(heads)) for k in ks]:
+            return int(ks[0])
+        if self.heads is not None or heads.k is None or heads.k not in [min(k, len(heads)) for k in ks]:
             raise ValueError(f"k={self.k!r} is to be chosen from by fit on validation queries: give one number")
         return heads.k
 
@@ -217,7 +220,7 @@ class _DetectedHeadReranker(HeadReranker, pt.Estimator):
         return self._settings(self._policy(self.document_attention or DEFAULT_PATTERN))
 
 
-def listed(value: object) -> list:
+def listed(value: object) -> list[Any]:
     """One value, or several, as a list."""
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
 
@@ -236,7 +239,7 @@ def _frailty(criterion: Criterion) -> tuple[float, int, bool]:
     return criterion.settings.get("temperature", 0.0), place, not criterion.calibrated
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class CoReHeadReranker(_DetectedHeadReranker):
     """Ranks by heads that tell relevant documents from hard negatives (CoRe, arXiv 2510.02219).
 
@@ -275,9 +278,6 @@ class CoReHeadReranker(_DetectedHeadReranker):
     _paper_k = 8
     _choices = ("temperature",)
 
-    heads: HeadsLike | HeadSet | None = None
-    _: KW_ONLY
-    k: int | Sequence[int] | None = None
     temperature: float | Sequence[float] = 0.001
     calibrated: bool = False
 
@@ -285,7 +285,7 @@ class CoReHeadReranker(_DetectedHeadReranker):
         return [core_criterion(temperature, self.calibrated) for temperature in listed(self.temperature)]
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class QRHeadReranker(_DetectedHeadReranker):
     """Ranks by heads that attend to relevant documents (QRHead, arXiv 2506.09944), or rank well by another criterion.
 
@@ -307,10 +307,7 @@ class QRHeadReranker(_DetectedHeadReranker):
     _paper_k = 16
     _choices = ("criterion",)
 
-    heads: HeadsLike | HeadSet | None = None
-    _: KW_ONLY
     criterion: str | Criterion | Sequence[str | Criterion] = "ndcg@10"
-    k: int | Sequence[int] | None = None
 
     def _criteria(self) -> list[Criterion]:
         return [get_criterion(criterion) for criterion in listed(self.criterion)]

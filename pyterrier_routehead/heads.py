@@ -5,7 +5,7 @@ A head is a (layer, head) pair, both counted from 0, written ``"layer-head"`` as
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 
 class Head(NamedTuple):
@@ -18,6 +18,7 @@ class Head(NamedTuple):
         return f"{self.layer}-{self.head}"
 
 
+T = TypeVar("T")
 HeadsLike: TypeAlias = str | Sequence[tuple[int, int] | str]
 
 
@@ -82,7 +83,7 @@ def resolve_heads(heads: HeadsLike, num_layers: int, num_heads: int) -> tuple[He
     return named
 
 
-def kept_heads(heads: HeadsLike | None) -> HeadsLike | None:
+def kept_heads(heads: T) -> T | list[Any]:
     """Heads as an argument to keep: an iterator, which can be read only once, becomes a list."""
     return list(heads) if isinstance(heads, Iterator) else heads
 

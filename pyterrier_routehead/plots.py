@@ -64,7 +64,7 @@ def plot_overlap(head_sets: Mapping[str, HeadSet], *, k: int | None = None, ax: 
     if len({(head_set.model.num_layers, head_set.model.num_heads) for head_set in sets}) > 1:
         raise ValueError("the sets are for models of unlike shape: their heads cannot be compared")
     ax = _axes(ax, (2 + 0.6 * len(sets), 1.5 + 0.6 * len(sets)))
-    common = np.array([[len(set(one) & set(other)) for other in sets] for one in sets])
+    common = np.array([[len(set(first_set) & set(second_set)) for second_set in sets] for first_set in sets])
     most = k or int(common.max())
     ax.imshow(common, vmin=0, vmax=most, cmap="Blues")
     for row, column in np.ndindex(common.shape):
@@ -104,7 +104,7 @@ def plot_training(report: pd.DataFrame) -> "list[Axes]":
         ax.plot(report["epoch"], report[name])
         ax.set_ylabel(name)
     for ax in axes:
-        ax.axvline(report["epoch"][report["held-out nDCG@10"].idxmax()], color="grey", linestyle=":")
+        ax.axvline(report["epoch"].iloc[report["held-out nDCG@10"].argmax()], color="grey", linestyle=":")
     axes[-1].set_xlabel("epoch")
     return axes
 

@@ -1,8 +1,7 @@
 """`RouteHeadReranker`: chooses, for every query, the heads that suit it (RouteHead, arXiv 2604.24608)."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -101,10 +100,10 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
     detection_data: str | None = None
     allow_mismatch: bool = False
 
-    router_: ClassVar[HeadRouter]
-    labels_: ClassVar[pd.DataFrame]
-    left_out_: ClassVar[int]
-    report_: ClassVar[pd.DataFrame]
+    router_: HeadRouter = field(init=False)
+    labels_: pd.DataFrame = field(init=False)
+    left_out_: int = field(init=False)
+    report_: pd.DataFrame = field(init=False)
 
     def __repr__(self) -> str:
         given = repr(self.router) if isinstance(self.router, str) else ""
@@ -156,21 +155,21 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         """How heads are chosen: as set here, else as a router was made to."""
         given = {name: getattr(self, name) for name in ("threshold", "max_heads") if getattr(self, name) is not None}
         given |= self.extensions.chosen()
-        own = made_with or Selection()
+        current = made_with or Selection()
         if self.max_heads is not None and self.extensions.min_heads is None:
             most = check_whole("max_heads", self.max_heads, what="number of heads")
-            if most < own.min_heads:
+            if most < current.min_heads:
                 raise ValueError(
-                    f"max_heads={most} is below the min_heads={own.min_heads} that the router was made with: "
+                    f"max_heads={most} is below the min_heads={current.min_heads} that the router was made with: "
                     "set min_heads too"
                 )
-        found = replace(own, **given)
-        if made_with is not None and found.by_logits != made_with.by_logits:
+        selection = replace(current, **given)
+        if made_with is not None and selection.by_logits != made_with.by_logits:
             raise ValueError(
-                f"the router was fitted with weighting={made_with.weighting!r}; with {found.weighting!r} "
+                f"the router was fitted with weighting={made_with.weighting!r}; with {selection.weighting!r} "
                 "its logits mean something else: fit again"
             )
-        return found
+        return selection
 
     def _check(self) -> ReadingSettings:
         check_whole("pool_size", self.pool_size, what="number of heads")
@@ -241,7 +240,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         selection = self._selection()
         training = (self.training or RouterTraining()).resolved(selection.by_logits)
         source, judged = self._judged(topics_or_res_tr, qrels_tr, "training")
-        if topics_or_res_va is None:
+        if topics_or_res_va is None or qrels_va is None:  # both or neither
             held_source, (held, lists) = source, self._held_out(judged.lists)
         else:
             held_source, valid = self._judged(topics_or_res_va, qrels_va, "validation")
@@ -320,5 +319,5 @@ def _router_lists(
     lists: Sequence[JudgedList], columns: Sequence[int], source: ScoreSource, state: QueryState
 ) -> RouterLists:
     """Lists over the pool's heads, with the query embeddings."""
-    pooled = [replace(own, vectors=own.vectors[:, columns]) for own in lists]
-    return RouterLists(pooled, np.stack([source.embed(own.query, state) for own in lists]))
+    pooled = [replace(judged_list, vectors=judged_list.vectors[:, columns]) for judged_list in lists]
+    return RouterLists(pooled, np.stack([source.embed(judged_list.query, state) for judged_list in lists]))

@@ -108,19 +108,19 @@ class AttentionHeadScorer(ReadsLists):
         self, inp: pd.DataFrame, reader: ListReader, title_field: str | None, columns: dict[str, np.ndarray]
     ) -> None:
         found = candidate_lists(inp)
-        lists = [candidate_texts(inp, own, self.depth, self.text_field, title_field) for own in found]
+        lists = [candidate_texts(inp, list_rows, self.depth, self.text_field, title_field) for list_rows in found]
         reading, settings = replace(reader.reading, title_field=title_field), reader.settings
         scored = with_progress(
             reader.read(lists, self.batch_size), total=len(lists), desc=str(self), verbose=self.verbose
         )
-        for (candidates, scores), own in zip(scored, found, strict=True):
+        for (candidates, scores), list_rows in zip(scored, found, strict=True):
             vectors = scores.vectors(settings.aggregation, calibrate=settings.calibrate)
             check_finite(vectors, candidates.qid)
             states = [scores.hidden[layer] for layer in reader.hidden_layers]
             hidden = np.stack(states) if states else None
             if hidden is not None:
                 hidden.flags.writeable = False  # the rows of a query share it
-            for i, row in enumerate(own.rows[: self.depth]):
+            for i, row in enumerate(list_rows.rows[: self.depth]):
                 columns["head_scores"][row] = vectors[i].copy()
                 columns["head_reading"][row] = reading
                 if self.raw:

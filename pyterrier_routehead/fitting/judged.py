@@ -124,41 +124,44 @@ def read_judged(
     """
     judgements = Judgements(qrels)
     found = source.lists(depth, query=query, first_stage=first_stage)
-    told = []
-    for own in found:
-        labels = judgements.labels(own.qid, source.frame["docno"].iloc[own.rows])
+    informative = []
+    for candidates in found:
+        labels = judgements.labels(candidates.qid, source.frame["docno"].iloc[candidates.rows])
         if tells(labels):
-            told.append((own, labels))
-    if not told:
+            informative.append((candidates, labels))
+    if not informative:
         raise ValueError(
             f"none of the {len(found)} {part} lists has both a relevant and another candidate: "
             "do the qids and docnos of topics and qrels agree?"
         )
-    source.accept([own for own, _ in told])
-    reading = source.reading(told[0][0])
+    source.accept([candidates for candidates, _ in informative])
+    reading = source.reading(informative[0][0])
     if check is not None:
         check(reading)
-    for own, _ in told:
-        other = source.reading(own)
-        if other is not reading and (other.heads != reading.heads or not other.same_but_heads(reading)):
-            raise ValueError(f"query {own.qid!r}: its head_scores were read otherwise than those before it")
+    for candidates, _ in informative:
+        here = source.reading(candidates)
+        if here is not reading and (here.heads != reading.heads or not here.same_but_heads(reading)):
+            raise ValueError(f"query {candidates.qid!r}: its head_scores were read otherwise than those before it")
     if positions is None:
-        placed = [(own, labels, judgements.ideal(own.qid)) for own, labels in told]
+        placed = [(candidates, labels, judgements.ideal(candidates.qid)) for candidates, labels in informative]
     else:  # with the other relevant documents left out, the best ranking is that of the list itself
-        orders = [(own, labels, order) for own, labels in told for order in spread_positions(labels, positions)]
-        placed = [(own.part(order), labels[order], ideal_dcg(labels[order])) for own, labels, order in orders]
+        placed = [
+            (candidates.part(order), labels[order], ideal_dcg(labels[order]))
+            for candidates, labels in informative
+            for order in spread_positions(labels, positions)
+        ]
     lists = []
     shown = with_progress(placed, total=len(placed), desc=desc, verbose=verbose)
-    batches = in_batches([own for own, _, _ in placed], source.batch_size)
+    batches = in_batches([candidates for candidates, _, _ in placed], source.batch_size)
     read = (
         scores
         for batch in batches
         for scores in source.read(batch, [reading.heads] * len(batch), raw=raw)
     )
-    for (own, labels, ideal), scores in zip(shown, read, strict=True):
-        check_finite(scores.vectors, own.qid)
-        lists.append(JudgedList(own, labels, ideal, scores.vectors, scores.raw))
-    return JudgedLists(reading, lists, len(found) - len(told))
+    for (candidates, labels, ideal), scores in zip(shown, read, strict=True):
+        check_finite(scores.vectors, candidates.qid)
+        lists.append(JudgedList(candidates, labels, ideal, scores.vectors, scores.raw))
+    return JudgedLists(reading, lists, len(found) - len(informative))
 
 
 def tells(labels: np.ndarray) -> bool:
@@ -192,16 +195,19 @@ def judge_heads(criterion: Criterion, lists: Sequence[JudgedList]) -> np.ndarray
     Raises:
         ValueError: where no list counts.
     """
-    judged = [
-        criterion(own.vectors if criterion.calibrated else own.raw, own.labels, ideal=own.ideal) for own in lists
-    ]
-    counting = [values for values in judged if values is not None]
+    counting = []
+    for judged_list in lists:
+        scores = judged_list.vectors if criterion.calibrated else judged_list.raw
+        assert scores is not None, "a criterion on uncalibrated scores asks for them"
+        if (values := criterion(scores, judged_list.labels, ideal=judged_list.ideal)) is not None:
+            counting.append(values)
     if not counting:
         raise ValueError(
             "no candidate list has both a relevant and another candidate: "
             "do the qids and docnos of topics and qrels agree?"
         )
-    return np.mean(counting, axis=0)
+    mean: np.ndarray = np.mean(counting, axis=0)
+    return mean
 
 
 def ranked_heads(
@@ -213,10 +219,10 @@ def ranked_heads(
     settings = {**criterion.settings, "calibrated": criterion.calibrated, "depth": depth}
     if positions is not None:
         settings["positions"] = int(positions)
-    queries = len({own.query.qid for own in judged.lists})
+    queries = len({judged_list.query.qid for judged_list in judged.lists})
     return HeadSet.of(
         [judged.reading.heads[i] for i in order],
-        scores=scores[order],
+        scores=scores[order].tolist(),
         model=judged.reading.model,
         settings=judged.reading.settings,
         detection=Detection(criterion.name, settings, data or "not named", queries),
@@ -226,14 +232,14 @@ def ranked_heads(
 def mean_ndcg(judged: JudgedLists, columns: Sequence[int] | None, first_stage_weight: float) -> float:
     """Mean nDCG@10 of judged lists, ranked by the sum of some heads; by the first stage's order without any."""
     values = []
-    for own in judged.lists:
+    for judged_list in judged.lists:
         if columns is None:
-            scores = -np.arange(len(own.labels), dtype=float)
+            scores = -np.arange(len(judged_list.labels), dtype=float)
         else:
             choice = Choice(tuple(judged.reading.heads[i] for i in columns))
-            scores = combine(own.vectors[:, columns], choice, own.query.first_stage, first_stage_weight)
-        gains = np.maximum(own.labels, 0)[None]
-        values.append(ndcg(gains, scores[None, :, None], np.array([own.ideal]))[0, 0])
+            scores = combine(judged_list.vectors[:, columns], choice, judged_list.query.first_stage, first_stage_weight)
+        gains = np.maximum(judged_list.labels, 0)[None]
+        values.append(ndcg(gains, scores[None, :, None], np.array([judged_list.ideal]))[0, 0])
     return float(np.mean(values))
 
 

@@ -43,13 +43,16 @@ class RouterLists:
         """
         from ..routing.training import RoutingData
 
-        vectors = [own.vectors for own in self.lists]
-        padded = PaddedLists.of(vectors, [own.labels for own in self.lists], [own.ideal for own in self.lists])
-        told = None
+        vectors = [judged_list.vectors for judged_list in self.lists]
+        labels = [judged_list.labels for judged_list in self.lists]
+        padded = PaddedLists.of(vectors, labels, [judged_list.ideal for judged_list in self.lists])
+        list_wise = None
         if evidence:
-            told = np.stack([list_evidence(own.vectors, own.query.first_stage) for own in self.lists])
+            list_wise = np.stack(
+                [list_evidence(judged_list.vectors, judged_list.query.known_first_stage) for judged_list in self.lists]
+            )
         first = _first_stage(self.lists, padded.there.shape, first_stage_weight)
-        return RoutingData(self.states, padded, told, first_stage=first)
+        return RoutingData(self.states, padded, list_wise, first_stage=first)
 
 
 @dataclass(frozen=True)
@@ -90,21 +93,21 @@ def learn_router(
     from ..routing.training import train as train_weights
 
     data = train.data(evidence=evidence, first_stage_weight=first_stage_weight)
-    other = held_out.data(evidence=evidence, first_stage_weight=first_stage_weight)
+    held_out_data = held_out.data(evidence=evidence, first_stage_weight=first_stage_weight)
     labels = make_labels(recipe, data.lists, max_heads)
-    qids = [own.query.qid for own in train.lists]
-    if not set(qids).isdisjoint(own.query.qid for own in held_out.lists):
+    qids = [judged_list.query.qid for judged_list in train.lists]
+    if not set(qids).isdisjoint(judged_list.query.qid for judged_list in held_out.lists):
         raise AssertionError("a held-out query has a label")
     table = labels.table(qids, pool.heads)
     weights, report = train_weights(
-        replace(data, targets=labels.targets), other, selection, settings, seed=seed, progress=progress
+        replace(data, targets=labels.targets), held_out_data, selection, settings, seed=seed, progress=progress
     )
-    best = report["held-out nDCG@10"].idxmax()
-    epoch = int(report["epoch"][best])
+    best = int(report["held-out nDCG@10"].argmax())
+    epoch = int(report["epoch"].iloc[best])
     # A start by ridge regression has learnt from the queries already.
     untaught = epoch == 0 and settings.start == "frequency"
     named = recipe if isinstance(recipe, str) else getattr(recipe, "__name__", "own")
-    said = {
+    summary = {
         "labels": named if settings.labels else None,
         "first stage's weight": float(first_stage_weight),
         "training queries": len(train.lists),
@@ -113,7 +116,7 @@ def learn_router(
         "distinct labels": int(table["heads"].nunique()),
         "epoch": epoch,
         "kept its start": untaught,
-        "held-out nDCG@10": float(report["held-out nDCG@10"][best]),
+        "held-out nDCG@10": float(report["held-out nDCG@10"].iloc[best]),
     }
     if untaught:
         warn(
@@ -121,7 +124,7 @@ def learn_router(
             f"started: it has learnt nothing from {len(train.lists)} training queries, and chooses nearly the same "
             "heads for every query"
         )
-    return LearntRouter(HeadRouter.of(pool, weights, state=state, selection=selection, report=said), table, report)
+    return LearntRouter(HeadRouter.of(pool, weights, state=state, selection=selection, report=summary), table, report)
 
 
 def _first_stage(lists: Sequence[JudgedList], shape: tuple[int, int], weight: float) -> np.ndarray | None:
@@ -129,6 +132,6 @@ def _first_stage(lists: Sequence[JudgedList], shape: tuple[int, int], weight: fl
     if not weight:
         return None
     added = np.zeros(shape)
-    for own, one in zip(added, lists, strict=True):
-        own[: len(one.labels)] = weight * standardised(one.query.first_stage)
+    for part, judged_list in zip(added, lists, strict=True):
+        part[: len(judged_list.labels)] = weight * standardised(judged_list.query.known_first_stage)
     return added

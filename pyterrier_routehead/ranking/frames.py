@@ -8,6 +8,7 @@ import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,8 +90,8 @@ def candidate_lists(frame: pd.DataFrame) -> list[CandidateRows]:
         rows_of.setdefault(qid, []).append(row)
     key = next((column for column in ("rank", "score") if column in frame.columns), None)
     lists = []
-    for qid, own in rows_of.items():
-        rows = np.array(own)
+    for qid, positions in rows_of.items():
+        rows = np.array(positions)
         if key is not None:
             values = _numbers(frame, key, rows)
             rows = rows[np.argsort(values if key == "rank" else -values, kind="stable")]
@@ -157,8 +158,8 @@ def query_text(frame: pd.DataFrame, candidates: CandidateRows) -> str:
         TypeError: naming the qid, where the query is no string.
         ValueError: naming the qid, where the query is missing or not the same in all rows.
     """
-    texts = dict.fromkeys(_strings(frame, "query", candidates.rows, missing=None))
-    if None in texts:
+    texts = dict.fromkeys(_strings(frame, "query", candidates.rows))
+    if any(_is_missing(value) for value in frame["query"].iloc[candidates.rows]):
         raise ValueError(f"query {candidates.qid!r}: column 'query' has missing values")
     if len(texts) > 1:
         raise ValueError(
@@ -192,14 +193,15 @@ def documents(frame: pd.DataFrame, rows: np.ndarray, text_field: str, title_fiel
 
 
 def _strings(
-    frame: pd.DataFrame, column: str, rows: np.ndarray, missing: str | None = "", hint: str = ""
-) -> list[str | None]:
+    frame: pd.DataFrame, column: str, rows: np.ndarray, hint: str = ""
+) -> list[str]:
+    """Texts in some rows of a column; a missing one is empty."""
     texts = []
     for row, value in zip(rows, frame[column].iloc[rows], strict=True):
         if isinstance(value, str):
             texts.append(str(value))
         elif _is_missing(value):
-            texts.append(missing)
+            texts.append("")
         else:
             raise TypeError(
                 f"{_where(frame, row)}: column {column!r} has {_shown(value)}, but a text is a string: "
@@ -257,8 +259,9 @@ def vector_rows(frame: pd.DataFrame, candidates: CandidateRows) -> tuple[list[Re
     if not all(there[:count]):
         docno = _docno(frame, candidates.rows[there.index(False)])
         raise ValueError(f"query {candidates.qid!r}: document {docno!r} has no head_scores, but one below it has")
+    found = [vector for vector in vectors if vector is not None]
     first = readings[0]
-    for row, reading, vector in zip(candidates.rows[:count], readings, vectors, strict=False):
+    for row, reading, vector in zip(candidates.rows[:count], readings, found, strict=False):
         if not isinstance(reading, Reading):
             raise ValueError(f"{_where(frame, row)}: head_reading does not say what head_scores are")
         if vector.shape != (len(reading.heads),):
@@ -271,7 +274,7 @@ def vector_rows(frame: pd.DataFrame, candidates: CandidateRows) -> tuple[list[Re
             raise ValueError(
                 f"{_where(frame, row)}: its head_scores were read otherwise than those of other candidates"
             )
-    return readings[:count], vectors[:count]
+    return readings[:count], found
 
 
 def _vector(frame: pd.DataFrame, row: int, value: object) -> np.ndarray | None:
@@ -368,7 +371,7 @@ def _docno(frame: pd.DataFrame, row: int) -> str:
     return str(frame["docno"].iloc[row])
 
 
-def _is_missing(value: object) -> bool:
+def _is_missing(value: Any) -> bool:  # whatever a column may hold
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 

@@ -51,7 +51,7 @@ class ModelSlot:
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()
+        self.__dict__.update(ModelSlot().__dict__)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ModelSlot":
         return ModelSlot()

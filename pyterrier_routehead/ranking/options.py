@@ -104,8 +104,7 @@ class ReadsLists(pt.Transformer):
         if layers is not None:
             layers = max([layers, *(layer + 1 for layer in hidden_layers)])
         llm = self._models.open(self.llm, named=named, max_layers=layers)
-        if head_set is not None:
-            check_model(policy, model_identity(llm))
+        check_model(policy, model_identity(llm))
         store = HeadScoreStore.of(self.store)
         return ListReader(llm, policy.heads, self._settings(policy), hidden_layers=hidden_layers, store=store)
 
@@ -113,6 +112,8 @@ class ReadsLists(pt.Transformer):
 def check_model(policy: HeadPolicy, model: ModelIdentity) -> None:
     """Refuse a model that a policy's heads are not for; other weights of a bundled set's model are a warning."""
     head_set = policy.head_set
+    if head_set is None:  # heads by number are of no model
+        return
     if not policy.bundled or not is_bundled_model(model.name):
         head_set.check_model(model, allow_mismatch=policy.allow_mismatch)
     elif not head_set.model.is_same(model):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -38,6 +38,18 @@ class QueryList:
     tail: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     part_of: "tuple[QueryList, list[int]] | None" = None
 
+    @property
+    def known_query(self) -> str:
+        """The query, for who asked for it."""
+        assert self.query is not None, "the query was not asked for"
+        return self.query
+
+    @property
+    def known_first_stage(self) -> np.ndarray:
+        """The first stage's scores, for who asked for them."""
+        assert self.first_stage is not None, "the first stage's scores were not asked for"
+        return self.first_stage
+
     def part(self, numbers: Sequence[int] | np.ndarray) -> "QueryList":
         """Some of the candidates, by number, in that order."""
         first = None if self.first_stage is None else self.first_stage[numbers]
@@ -70,7 +82,7 @@ class Choice:
 class EmbedsQueries(Protocol):
     """What gives a router the hidden state that stands for a query."""
 
-    def embed(self, own: QueryList, state: QueryState) -> np.ndarray:
+    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
         """Float32 [hidden size]."""
 
 
@@ -87,22 +99,35 @@ class HeadPolicy(Protocol):
         needs_first_stage: whether the first stage's scores are.
     """
 
-    heads: HeadsLike
-    head_set: HeadSet | None
-    bundled: bool
-    allow_mismatch: bool
-    needs_query: bool
-    needs_hidden_state: bool
-    needs_first_stage: bool
+    @property
+    def heads(self) -> HeadsLike: ...  # noqa: D102
+
+    @property
+    def head_set(self) -> HeadSet | None: ...  # noqa: D102
+
+    @property
+    def bundled(self) -> bool: ...  # noqa: D102
+
+    @property
+    def allow_mismatch(self) -> bool: ...  # noqa: D102
+
+    @property
+    def needs_query(self) -> bool: ...  # noqa: D102
+
+    @property
+    def needs_hidden_state(self) -> bool: ...  # noqa: D102
+
+    @property
+    def needs_first_stage(self) -> bool: ...  # noqa: D102
 
     @property
     def layers(self) -> int | None:
         """Of how many layers the model is needed at most; None for all."""
 
-    def choose(self, own: QueryList, embedder: EmbedsQueries) -> Choice:
+    def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
         """The heads to read of a list, before it is read."""
 
-    def refine(self, choice: Choice, own: QueryList, vectors: np.ndarray) -> Choice:
+    def refine(self, choice: Choice, candidates: QueryList, vectors: np.ndarray) -> Choice:
         """The heads to rank by once the list has been read, float32 [candidates, heads] of the choice."""
 
 
@@ -156,11 +181,11 @@ class FixedHeads:
         """Up to the deepest head."""
         return layers_needed(self.heads)
 
-    def choose(self, own: QueryList, embedder: EmbedsQueries) -> Choice:
+    def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
         """The heads."""
         return Choice(self.heads)
 
-    def refine(self, choice: Choice, own: QueryList, vectors: np.ndarray) -> Choice:
+    def refine(self, choice: Choice, candidates: QueryList, vectors: np.ndarray) -> Choice:
         """As chosen."""
         return choice
 
@@ -201,20 +226,20 @@ class RoutedHeads:
     @property
     def layers(self) -> int:
         """Whichever heads the next query is given, the model is loaded once."""
-        return max(layers_needed(self.router.pool), self.router.state.layer + 1)
+        return max(*(head.layer + 1 for head in self.heads), self.router.state.layer + 1)
 
-    def choose(self, own: QueryList, embedder: EmbedsQueries) -> Choice:
+    def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
         """The heads with a weight; all of the pool where the router looks at the list too."""
-        state = embedder.embed(own, self.router.state)
+        state = embedder.embed(candidates, self.router.state)
         if self.router.uses_evidence:
             return _Asked(self.router.pool.heads, state=state)
         return self._weighed(self.router.route(state))
 
-    def refine(self, choice: Choice, own: QueryList, vectors: np.ndarray) -> Choice:
+    def refine(self, choice: Choice, candidates: QueryList, vectors: np.ndarray) -> Choice:
         """As chosen, or as the list's own evidence says."""
         if not isinstance(choice, _Asked):
             return choice
-        evidence = list_evidence(vectors, own.first_stage)
+        evidence = list_evidence(vectors, candidates.known_first_stage)
         return self._weighed(self.router.route(choice.state, evidence), self.router.pool.heads)
 
     def _weighed(self, weights: np.ndarray, read: Sequence[Head] | None = None) -> Choice:
@@ -247,14 +272,16 @@ class Unfitted:
     needs_hidden_state: bool = False
     needs_first_stage: bool = False
     heads: HeadsLike = "all"
-    head_set = layers = None
-    bundled = allow_mismatch = False
+    head_set: ClassVar[HeadSet | None] = None
+    layers: ClassVar[int | None] = None
+    bundled: ClassVar[bool] = False
+    allow_mismatch: ClassVar[bool] = False
 
-    def choose(self, own: QueryList, embedder: EmbedsQueries) -> Choice:
+    def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
         """Refused."""
         raise NotFittedError(self.message)
 
-    def refine(self, choice: Choice, own: QueryList, vectors: np.ndarray) -> Choice:
+    def refine(self, choice: Choice, candidates: QueryList, vectors: np.ndarray) -> Choice:
         """Refused."""
         raise NotFittedError(self.message)
 

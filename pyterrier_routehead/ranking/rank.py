@@ -41,21 +41,21 @@ def rank(
     """
     source.accept(lists)
     for batch in in_batches(lists, source.batch_size):
-        choices = [policy.choose(own, source) for own in batch]
-        windows = [source.windows(own) for own in batch]
-        at_once = [i for i, found in enumerate(windows) if found is None]
+        choices = [policy.choose(candidates, source) for candidates in batch]
+        windows = {i: found for i, candidates in enumerate(batch) if (found := source.windows(candidates)) is not None}
+        at_once = [i for i in range(len(batch)) if i not in windows]
         read = source.read([batch[i] for i in at_once], [choices[i].heads for i in at_once])
         scored = {
             i: _score(batch[i], found.vectors, choices[i], policy, first_stage_weight)
             for i, found in zip(at_once, read, strict=True)
         }
-        for i, (own, choice) in enumerate(zip(batch, choices, strict=True)):
+        for i, (candidates, choice) in enumerate(zip(batch, choices, strict=True)):
             if i in scored:
                 scores, used = scored[i]
-                ranked = RankedList(own, scores, [used] * len(scores))
+                ranked = RankedList(candidates, scores, [used] * len(scores))
             else:
-                ranked = _in_windows(own, choice, windows[i], source, policy, first_stage_weight)
-            check_finite(ranked.scores, own.qid)
+                ranked = _in_windows(candidates, choice, windows[i], source, policy, first_stage_weight)
+            check_finite(ranked.scores, candidates.qid)
             yield ranked
 
 
@@ -68,41 +68,44 @@ def combine(
     first stage takes part.
     """
     if choice.standardise:
-        # The weights were trained to be added to the first stage's score as they are.
-        scores = standardised(vectors.astype(np.float64)) @ choice.weights
-        return scores + first_stage_weight * standardised(first_stage) if first_stage_weight else scores
+        # Such weights were trained for sums that are added to the first stage's score as they are.
+        vectors = standardised(vectors.astype(np.float64))
     if choice.weights is None:
-        attention = vectors.sum(axis=1, dtype=np.float64)
+        attention: np.ndarray = vectors.sum(axis=1, dtype=np.float64)
     else:
-        attention = vectors.astype(np.float64) @ choice.weights
+        attention = vectors.astype(np.float64, copy=False) @ choice.weights
     if not first_stage_weight:
         return attention
-    return standardised(attention) + first_stage_weight * standardised(first_stage)
+    assert first_stage is not None, "a weight of the first stage asks for its scores"
+    if not choice.standardise:
+        attention = standardised(attention)
+    mixed: np.ndarray = attention + first_stage_weight * standardised(first_stage)
+    return mixed
 
 
 def _score(
-    own: QueryList, vectors: np.ndarray, choice: Choice, policy: HeadPolicy, first_stage_weight: float
+    candidates: QueryList, vectors: np.ndarray, choice: Choice, policy: HeadPolicy, first_stage_weight: float
 ) -> tuple[np.ndarray, Choice]:
-    used = policy.refine(choice, own, vectors)
-    return combine(vectors, used, own.first_stage, first_stage_weight), used
+    used = policy.refine(choice, candidates, vectors)
+    return combine(vectors, used, candidates.first_stage, first_stage_weight), used
 
 
 def _in_windows(
-    own: QueryList,
+    candidates: QueryList,
     choice: Choice,
     windows: Windows,
     source: ScoreSource,
     policy: HeadPolicy,
     first_stage_weight: float,
 ) -> RankedList:
-    choices = [choice] * len(own.rows)
+    choices = [choice] * len(candidates.rows)
 
     def rank_window(numbers: list[int]) -> np.ndarray:
-        part = own.part(numbers)
+        part = candidates.part(numbers)
         (found,) = source.read([part], [choice.heads])
         scores, used = _score(part, found.vectors, choice, policy, first_stage_weight)
         for number in numbers:  # of several windows that a document was in, the last one counts
             choices[number] = used
         return scores
 
-    return RankedList(own, slide_windows(windows.lengths, windows.budget, rank_window), choices)
+    return RankedList(candidates, slide_windows(windows.lengths, windows.budget, rank_window), choices)

@@ -83,10 +83,10 @@ class HeadReranker(ReadsLists):
             self._warn_of(policy)
             lists = source.lists(self.depth, query=policy.needs_query, first_stage=self._weighs(policy))
             ranked = rank(lists, source, policy, first_stage_weight=self.first_stage_weight)
-            for one in with_progress(ranked, total=len(lists), desc=str(self), verbose=self.verbose):
-                rows = np.concatenate([one.query.rows, one.query.tail])
-                scores[rows] = with_tail(one.scores, len(rows))
-                for row, choice in zip(one.query.rows, one.choices, strict=True):
+            for ranked_list in with_progress(ranked, total=len(lists), desc=str(self), verbose=self.verbose):
+                rows = np.concatenate([ranked_list.query.rows, ranked_list.query.tail])
+                scores[rows] = with_tail(ranked_list.scores, len(rows))
+                for row, choice in zip(ranked_list.query.rows, ranked_list.choices, strict=True):
                     choices[row] = choice
         return scores, choices
 
@@ -125,11 +125,11 @@ class HeadReranker(ReadsLists):
                 "head by head: put this re-ranker on text, not behind a scorer, or drop the column head_scores"
             )
         limit = self.llm.max_layers if isinstance(self.llm, FrozenLLM) else None
-        whole = None if self.llm is None else sys.maxsize if limit is None else limit
+        all_of = None if self.llm is None else sys.maxsize if limit is None else limit
         return FrameSource(
             inp,
             lambda reading: self._accept(reading, policy),
-            all_of=whole,
+            all_of=all_of,
             open_model=self._embedding_model,
         )
 

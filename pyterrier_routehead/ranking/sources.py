@@ -67,7 +67,7 @@ class ScoreSource(Protocol):
     frame: pd.DataFrame
     batch_size: int
 
-    def reading(self, own: QueryList) -> Reading:
+    def reading(self, candidates: QueryList) -> Reading:
         """What the scores of a list speak of."""
 
     def lists(self, depth: int | None, *, query: bool, first_stage: bool) -> list[QueryList]:
@@ -76,10 +76,10 @@ class ScoreSource(Protocol):
     def accept(self, lists: Sequence[QueryList]) -> None:
         """Refuse scores that must not be used here, before any are read."""
 
-    def embed(self, own: QueryList, state: QueryState) -> np.ndarray:
+    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
         """The hidden state that stands for a query, float32 [hidden size]."""
 
-    def windows(self, own: QueryList) -> Windows | None:
+    def windows(self, candidates: QueryList) -> Windows | None:
         """None for a list that is read at once."""
 
     def read(
@@ -118,71 +118,76 @@ class FrameSource:
 
     def lists(self, depth: int | None, *, query: bool, first_stage: bool) -> list[QueryList]:
         """The frame's lists: their first candidates, that have vectors."""
-        return [self._list(own, depth, query, first_stage) for own in candidate_lists(self.frame)]
+        return [self._list(candidates, depth, query, first_stage) for candidates in candidate_lists(self.frame)]
 
-    def _list(self, own: CandidateRows, depth: int | None, query: bool, first_stage: bool) -> QueryList:
-        readings, _ = vector_rows(self.frame, own)
-        return query_list(self.frame, own, len(readings[:depth]), query=query, first_stage=first_stage)
+    def _list(self, candidates: CandidateRows, depth: int | None, query: bool, first_stage: bool) -> QueryList:
+        readings, _ = vector_rows(self.frame, candidates)
+        return query_list(self.frame, candidates, len(readings[:depth]), query=query, first_stage=first_stage)
 
     def accept(self, lists: Sequence[QueryList]) -> None:
         """Every reading that the lists' vectors have."""
-        for own in lists:
-            for reading in self.frame["head_reading"].iloc[own.rows]:
+        for candidates in lists:
+            for reading in self.frame["head_reading"].iloc[candidates.rows]:
                 if id(reading) not in self._accepted:
                     self._accept(reading)
                     self._accepted[id(reading)] = reading
 
-    def reading(self, own: QueryList) -> Reading:
+    def reading(self, candidates: QueryList) -> Reading:
         """What the vectors of a list's first candidate speak of."""
-        return self.frame["head_reading"].iloc[own.rows[0]]
+        reading: Reading = self.frame["head_reading"].iloc[candidates.rows[0]]
+        return reading
 
-    def embed(self, own: QueryList, state: QueryState) -> np.ndarray:
+    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
         """From the query by itself, or from ``hidden_state``."""
-        reading = self.reading(own)
+        reading = self.reading(candidates)
         if state.source == "tail":
             if state.layer not in reading.hidden_layers:
                 raise ValueError(
-                    f"query {own.qid!r}: hidden_state holds the layers {list(reading.hidden_layers)}, the router needs "
-                    f"{state.layer}: AttentionHeadScorer(hidden_layers=[{state.layer}])"
+                    f"query {candidates.qid!r}: hidden_state holds the layers {list(reading.hidden_layers)}, "
+                    f"the router needs {state.layer}: AttentionHeadScorer(hidden_layers=[{state.layer}])"
                 )
-            return np.asarray(self.frame["hidden_state"].iloc[own.rows[0]])[reading.hidden_layers.index(state.layer)]
+            states = np.asarray(self.frame["hidden_state"].iloc[candidates.rows[0]])
+            embedding: np.ndarray = states[reading.hidden_layers.index(state.layer)]
+            return embedding
         if id(reading) not in self._models:
+            assert self._open_model is not None, "a source that embeds queries is given what opens a model"
             llm = self._open_model(reading, state.layer + 1)
             self._models[id(reading)] = llm, llm.snapshot()
         llm, snapshot = self._models[id(reading)]
-        return embed_query(llm, own.query, state, snapshot)
+        return embed_query(llm, candidates.known_query, state, snapshot)
 
-    def windows(self, own: QueryList) -> None:
+    def windows(self, candidates: QueryList) -> None:
         """Whatever was read is there."""
 
     def read(
         self, lists: Sequence[QueryList], heads: Sequence[HeadsLike], *, raw: bool = False
     ) -> list[HeadVectors]:
         """The vectors' numbers for the heads that are asked for."""
-        return [self._read(own, wanted, raw) for own, wanted in zip(lists, heads, strict=True)]
+        return [self._read(candidates, wanted, raw) for candidates, wanted in zip(lists, heads, strict=True)]
 
-    def _read(self, own: QueryList, heads: HeadsLike, raw: bool) -> HeadVectors:
-        readings = self.frame["head_reading"].iloc[own.rows]
+    def _read(self, candidates: QueryList, heads: HeadsLike, raw: bool) -> HeadVectors:
+        readings = self.frame["head_reading"].iloc[candidates.rows]
         columns = [self._places(reading, heads) for reading in readings]
-        vectors = self.frame["head_scores"].iloc[own.rows]
+        vectors = self.frame["head_scores"].iloc[candidates.rows]
         found = np.stack([np.asarray(vector)[places] for vector, places in zip(vectors, columns, strict=True)])
         if not raw:
             return HeadVectors(found)
-        if not self.reading(own).settings.calibrate:
+        if not self.reading(candidates).settings.calibrate:
             return HeadVectors(found, found)
         if "head_scores_raw" not in self.frame.columns:
             raise ValueError(
                 "the criterion is on uncalibrated scores, but the frame has no column 'head_scores_raw': "
                 "give AttentionHeadScorer(raw=True), or choose a criterion on calibrated scores"
             )
-        uncalibrated = list(self.frame["head_scores_raw"].iloc[own.rows])
-        for row, one, vector in zip(own.rows, uncalibrated, vectors, strict=True):
-            if np.shape(one) != np.shape(vector):
+        uncalibrated = list(self.frame["head_scores_raw"].iloc[candidates.rows])
+        for row, raw_vector, vector in zip(candidates.rows, uncalibrated, vectors, strict=True):
+            if np.shape(raw_vector) != np.shape(vector):
                 docno = self.frame["docno"].iloc[row]
-                raise ValueError(f"query {own.qid!r}, document {docno!r}: head_scores_raw does not fit head_scores")
-        return HeadVectors(
-            found, np.stack([np.asarray(one)[places] for one, places in zip(uncalibrated, columns, strict=True)])
-        )
+                raise ValueError(
+                    f"query {candidates.qid!r}, document {docno!r}: head_scores_raw does not fit head_scores"
+                )
+        raw_scores = [np.asarray(vector)[places] for vector, places in zip(uncalibrated, columns, strict=True)]
+        return HeadVectors(found, np.stack(raw_scores))
 
     def _places(self, reading: Reading, heads: HeadsLike) -> list[int]:
         heads = heads if isinstance(heads, str) else tuple(heads)
@@ -230,49 +235,50 @@ class TextSource:
         """What reads the lists; loads the model."""
         return self._open_reader()
 
-    def reading(self, own: QueryList) -> Reading:
+    def reading(self, candidates: QueryList) -> Reading:
         """What the scores speak of, the same for all lists."""
         return replace(self.reader.reading, title_field=self._fields[1])
 
     def lists(self, depth: int | None, *, query: bool, first_stage: bool) -> list[QueryList]:
         """The frame's lists, always with their query."""
         return [
-            query_list(self.frame, own, len(own.rows[:depth]), query=True, first_stage=first_stage)
-            for own in candidate_lists(self.frame)
+            query_list(self.frame, candidates, len(candidates.rows[:depth]), query=True, first_stage=first_stage)
+            for candidates in candidate_lists(self.frame)
         ]
 
     def accept(self, lists: Sequence[QueryList]) -> None:
         """Text can always be read."""
 
-    def embed(self, own: QueryList, state: QueryState) -> np.ndarray:
+    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
         """From the query by itself."""
         if state.source == "tail":
             raise ValueError(
                 "this router embeds queries by the column 'hidden_state': put it behind "
                 f"AttentionHeadScorer(hidden_layers=[{state.layer}])"
             )
-        return embed_query(self.reader.llm, own.query, state, self.reader.snapshot)
+        return embed_query(self.reader.llm, candidates.known_query, state, self.reader.snapshot)
 
-    def windows(self, own: QueryList) -> Windows | None:
+    def windows(self, candidates: QueryList) -> Windows | None:
         """For a list-wise list beyond the model's context; warns of the first."""
-        reader, prompt = self.reader, self._prompt(own)
+        reader, prompt = self.reader, self._prompt(candidates)
         if not reader.overflows(prompt):
             return None
         lengths = np.zeros(len(prompt.blocks), dtype=int)
         lengths[prompt.order] = prompt.block_lengths
-        budget = reader.room_for_documents(own.qid, prompt)
-        for row, length in zip(own.rows, lengths, strict=True):
+        budget = reader.room_for_documents(candidates.qid, prompt)
+        assert budget is not None, "only a model with a known context overflows"
+        for row, length in zip(candidates.rows, lengths, strict=True):
             if length > budget:
                 raise ListTooLongError(
-                    f"query {own.qid!r}: document {self.frame['docno'].iloc[row]!r} takes {length} tokens, but the "
-                    f"query and the prompt's wording leave {budget} of the context's {reader.llm.context_length}: "
+                    f"query {candidates.qid!r}: document {self.frame['docno'].iloc[row]!r} takes {length} tokens, but "
+                    f"the query and the prompt's wording leave {budget} of the context's {reader.llm.context_length}: "
                     "lower max_doc_tokens, or shorten the query"
                 )
         if not self._warned:
             self._warned = True
             warn(
-                f"query {own.qid!r}: its {len(own.rows)} candidates take {reader.length(prompt)} tokens, but the "
-                f"context has {reader.llm.context_length}: such lists are ranked in sliding windows"
+                f"query {candidates.qid!r}: its {len(candidates.rows)} candidates take {reader.length(prompt)} "
+                f"tokens, but the context has {reader.llm.context_length}: such lists are ranked in sliding windows"
             )
         return Windows(lengths, budget)
 
@@ -283,9 +289,9 @@ class TextSource:
         if not lists:
             return []
         reader = self.reader.with_heads(_union(heads))
-        prompts = [self._prompt(own) for own in lists]
-        for own, prompt in zip(lists, prompts, strict=True):
-            reader.check_length(own.qid, prompt)
+        prompts = [self._prompt(candidates) for candidates in lists]
+        for candidates, prompt in zip(lists, prompts, strict=True):
+            reader.check_length(candidates.qid, prompt)
         settings, found = reader.settings, []
         place = {head: i for i, head in enumerate(reader.heads)}
         aggregation = settings.aggregation
@@ -300,36 +306,37 @@ class TextSource:
             found.append(HeadVectors(vectors[:, places], scores.raw[:, places] if raw else None))
         return found
 
-    def _prompt(self, own: QueryList) -> ListPrompt:
+    def _prompt(self, candidates: QueryList) -> ListPrompt:
         """The prompt of a list; that of a part is made of its list's, so that no document is encoded twice."""
-        if own.part_of is not None:
-            whole, numbers = own.part_of
-            return self.reader.part(self._prompt(whole), numbers)
-        if id(own) not in self._prompts:
-            texts = CandidateList(own.qid, own.query, documents(self.frame, own.rows, *self._fields))
-            self._prompts[id(own)] = own, self.reader.prompt(texts)
+        if candidates.part_of is not None:
+            complete, numbers = candidates.part_of
+            return self.reader.part(self._prompt(complete), numbers)
+        if id(candidates) not in self._prompts:
+            texts = documents(self.frame, candidates.rows, *self._fields)
+            listed = CandidateList(candidates.qid, candidates.known_query, texts)
+            self._prompts[id(candidates)] = candidates, self.reader.prompt(listed)
             while len(self._prompts) > self.batch_size:
                 del self._prompts[next(iter(self._prompts))]
-        return self._prompts[id(own)][1]
+        return self._prompts[id(candidates)][1]
 
 
 def query_list(
-    frame: pd.DataFrame, own: CandidateRows, count: int, *, query: bool, first_stage: bool
+    frame: pd.DataFrame, candidates: CandidateRows, count: int, *, query: bool, first_stage: bool
 ) -> QueryList:
     """The first so many candidates of a query, with what else is wanted of it."""
     return QueryList(
-        own.qid,
-        own.rows[:count],
-        query_text(frame, own) if query else None,
-        first_stage_scores(frame, own, count) if first_stage else None,
-        own.rows[count:],
+        candidates.qid,
+        candidates.rows[:count],
+        query_text(frame, candidates) if query else None,
+        first_stage_scores(frame, candidates, count) if first_stage else None,
+        candidates.rows[count:],
     )
 
 
 def _union(heads: Sequence[HeadsLike]) -> HeadsLike:
-    if any(isinstance(own, str) for own in heads):
-        return heads[0] if len(heads) == 1 else next(own for own in heads if is_all(own))
-    return list(dict.fromkeys(head for own in heads for head in own))
+    if any(isinstance(wanted, str) for wanted in heads):
+        return heads[0] if len(heads) == 1 else next(wanted for wanted in heads if is_all(wanted))
+    return list(dict.fromkeys(head for wanted in heads for head in wanted))
 
 
 def in_batches(lists: Sequence[QueryList], size: int) -> Iterator[Sequence[QueryList]]:

@@ -14,7 +14,7 @@ from .frames import with_tail
 
 
 def slide_windows(
-    lengths: Sequence[int], budget: int, rank: Callable[[list[int]], np.ndarray]
+    lengths: Sequence[int] | np.ndarray, budget: int, rank: Callable[[list[int]], np.ndarray]
 ) -> np.ndarray:
     """Scores of a list, from windows that fit.
 
@@ -58,7 +58,7 @@ def slide_windows(
     return result
 
 
-def _first_that_fits(order: list[int], stop: int, lengths: Sequence[int], budget: int) -> int:
+def _first_that_fits(order: list[int], stop: int, lengths: Sequence[int] | np.ndarray, budget: int) -> int:
     start = stop
     while start > 0 and budget >= lengths[order[start - 1]]:
         start -= 1

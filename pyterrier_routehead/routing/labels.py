@@ -32,8 +32,8 @@ class PseudoLabels:
 
     def table(self, qids: list[str], heads: tuple[Head, ...]) -> pd.DataFrame:
         """One row a query: its heads, and nDCG@10 of the pool (before) and of the label (after)."""
-        chosen = [" ".join(str(head) for head, label in zip(heads, own, strict=True) if label >= 0.5)
-                  for own in self.targets]
+        chosen = [" ".join(str(head) for head, label in zip(heads, targets, strict=True) if label >= 0.5)
+                  for targets in self.targets]
         sizes = (self.targets >= 0.5).sum(axis=1)
         columns = {"qid": qids, "heads": chosen, "size": sizes, "before": self.before, "after": self.after}
         return pd.DataFrame(columns)
@@ -79,7 +79,8 @@ def by_utility(lists: PaddedLists, most: int) -> np.ndarray:
     """
     utility = head_utility(lists)
     centred = utility - utility.mean(axis=1, keepdims=True)
-    return 0.5 + 0.5 * np.tanh(0.5 * centred / (centred.std() or 1.0))
+    targets: np.ndarray = 0.5 + 0.5 * np.tanh(0.5 * centred / (centred.std() or 1.0))
+    return targets
 
 
 def static(lists: PaddedLists, most: int) -> np.ndarray:
@@ -145,14 +146,12 @@ def halves(lists: PaddedLists, seed: int) -> tuple[PaddedLists, PaddedLists]:
     rng = np.random.default_rng(seed)
     relevant = lists.gains > 0
     enough = ((relevant & lists.there).sum(axis=1) >= 2) & ((~relevant & lists.there).sum(axis=1) >= 2)
-    own = lists[np.flatnonzero(enough)]
-    first = np.zeros_like(own.there)
-    for i in range(len(own)):
-        for kind in (own.gains[i] > 0, (own.gains[i] <= 0) & own.there[i]):
+    halved = lists[np.flatnonzero(enough)]
+    first = np.zeros_like(halved.there)
+    for i in range(len(halved)):
+        for kind in (halved.gains[i] > 0, (halved.gains[i] <= 0) & halved.there[i]):
             first[i, rng.permutation(np.flatnonzero(kind))[::2]] = True
-    return tuple(
-        own.documents(part) for part in (first & own.there, ~first & own.there)
-    )
+    return halved.documents(first & halved.there), halved.documents(~first & halved.there)
 
 
 def reliability(lists: PaddedLists, seed: int = 0) -> float:
@@ -161,14 +160,15 @@ def reliability(lists: PaddedLists, seed: int = 0) -> float:
     The correlation between halves, raised to whole lists by the Spearman-Brown formula; :data:`UNKNOWN` where fewer
     than two lists can be halved, which takes two relevant documents.
     """
-    one, other = (head_utility(half) for half in halves(lists, seed))
-    if len(one) < 2:
+    first_half, second_half = (head_utility(half) for half in halves(lists, seed))
+    if len(first_half) < 2:
         return UNKNOWN
-    one, other = one - one.mean(axis=0), other - other.mean(axis=0)
+    first_half, second_half = first_half - first_half.mean(axis=0), second_half - second_half.mean(axis=0)
     # What all heads have in common on a list is the list's difficulty, not a reason to prefer some of them.
-    one, other = one - one.mean(axis=1, keepdims=True), other - other.mean(axis=1, keepdims=True)
-    scale = np.sqrt((one**2).sum() * (other**2).sum())
-    correlation = min(max(float((one * other).sum() / scale), 0.0), 1.0) if scale > 0 else 0.0
+    first_half = first_half - first_half.mean(axis=1, keepdims=True)
+    second_half = second_half - second_half.mean(axis=1, keepdims=True)
+    scale = np.sqrt((first_half**2).sum() * (second_half**2).sum())
+    correlation = min(max(float((first_half * second_half).sum() / scale), 0.0), 1.0) if scale > 0 else 0.0
     return 2 * correlation / (1 + correlation)
 
 

@@ -142,16 +142,17 @@ class HeadRouter(SharedArtifact):
     version: str
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__(absolute_path("path", path))
-        said = load_description(self.path, _JSON, "router")
-        with readable(str(self.path / _JSON), "router"):
-            found = typed(_Said, _with_present_names(said), "")
+        folder = absolute_path("path", path)
+        super().__init__(folder)
+        description = load_description(folder, _JSON, "router")
+        with readable(str(folder / _JSON), "router"):
+            found = typed(_Said, _with_present_names(description), "")
             if found.format > 1 and found.weights_sha256 is None:
                 raise ValueError("it lacks weights_sha256")
             self.pool, self.state, self.selection = HeadSet.from_json(found.pool), found.state, found.selection
             self.report, self.version = dict(found.report), found.version
             self._check_state()
-        file = self.path / _WEIGHTS
+        file = folder / _WEIGHTS
         with readable(str(file), "router"):
             self.weights = _read_weights(file, found.weights_sha256)
             self._check_weights()
@@ -251,15 +252,16 @@ class HeadRouter(SharedArtifact):
             query = ((state - weights["mean"]) / weights["deviation"]) @ weights["projection"]
             logits = weights["head_embeddings"] @ query / np.sqrt(len(query)) + weights["bias"]
             if self.uses_evidence:
-                told = (evidence - weights["evidence_mean"]) / weights["evidence_deviation"]
-                logits = logits + told @ weights["evidence_weights"]
+                standard = (evidence - weights["evidence_mean"]) / weights["evidence_deviation"]
+                logits = logits + standard @ weights["evidence_weights"]
         if not np.isfinite(logits).all():
             head = self.pool.heads[int(np.argmin(np.isfinite(logits)))]
             raise ValueError(
                 f"the router's logit of head {head} is not finite: the query embedding goes to "
                 f"{np.abs(state).max():g}, far from those that {self!r} was trained on"
             )
-        return logits.astype(np.float64)
+        as_float64: np.ndarray = logits.astype(np.float64)
+        return as_float64
 
     def route(self, state: np.ndarray, evidence: np.ndarray | None = None) -> np.ndarray:
         """Weight of each head of the pool in a query's sum: float64 [heads], 0 for heads that are not chosen."""
@@ -278,7 +280,7 @@ class HeadRouter(SharedArtifact):
         from safetensors.numpy import save
 
         weights = save(self.weights)
-        said = {
+        description = {
             "format": FORMAT,
             "pool": self.pool.to_json(),
             "state": asdict(self.state),
@@ -287,7 +289,7 @@ class HeadRouter(SharedArtifact):
             "version": self.version,
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
         }
-        return HeadRouter(save_artifact(self, path, _JSON, said, {_WEIGHTS: weights}))
+        return HeadRouter(save_artifact(self, path, _JSON, description, {_WEIGHTS: weights}))
 
     # As a card
 
@@ -315,8 +317,8 @@ class HeadRouter(SharedArtifact):
         )
 
     def __repr__(self) -> str:
-        told = ", kept its start: nearly the same heads for every query" if self.report.get("kept its start") else ""
-        return f"<HeadRouter over {len(self.pool)} heads of {self.pool.model.name}{told}>"
+        note = ", kept its start: nearly the same heads for every query" if self.report.get("kept its start") else ""
+        return f"<HeadRouter over {len(self.pool)} heads of {self.pool.model.name}{note}>"
 
 
 def _read_weights(file: Path, sha256: str | None) -> dict[str, np.ndarray]:
@@ -326,16 +328,17 @@ def _read_weights(file: Path, sha256: str | None) -> dict[str, np.ndarray]:
     return weights
 
 
-def _check_told(what: str, told: np.ndarray | None, shape: tuple[int, ...]) -> None:
-    if np.shape(told) != shape:
-        raise ValueError(f"{what} has the shape {np.shape(told)}, not {shape}")
-    if not np.isfinite(told).all():
+def _check_told(what: str, array: np.ndarray | None, shape: tuple[int, ...]) -> None:
+    array = np.asarray(array)  # None, for one, has the shape ()
+    if array.shape != shape:
+        raise ValueError(f"{what} has the shape {array.shape}, not {shape}")
+    if not np.isfinite(array).all():
         raise ValueError(f"{what} is not finite; the model's dtype may overflow, try float32")
 
 
-def _with_present_names(said: Mapping[str, Any]) -> dict[str, Any]:
+def _with_present_names(description: Mapping[str, Any]) -> dict[str, Any]:
     """A router's description in which early files' ``least`` and ``most`` are named as they are now."""
-    former, selection = {"least": "min_heads", "most": "max_heads"}, said.get("selection")
+    former, selection = {"least": "min_heads", "most": "max_heads"}, description.get("selection")
     if not isinstance(selection, dict):
-        return dict(said)
-    return {**said, "selection": {former.get(name, name): value for name, value in selection.items()}}
+        return dict(description)
+    return {**description, "selection": {former.get(name, name): value for name, value in selection.items()}}

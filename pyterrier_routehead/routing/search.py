@@ -102,7 +102,8 @@ def log_probability(lists: PaddedLists, sums: np.ndarray) -> np.ndarray:
     highest = standard.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(standard - highest).sum(axis=1, keepdims=True)) + highest
     weights = (lists.gains / np.maximum(lists.gains.sum(axis=1, keepdims=True), 1e-12))[..., None]
-    return (weights * np.where(weights > 0, standard - log_sum, 0)).sum(axis=1)
+    mean: np.ndarray = (weights * np.where(weights > 0, standard - log_sum, 0)).sum(axis=1)
+    return mean
 
 
 def standardised_lists(sums: np.ndarray, there: np.ndarray) -> np.ndarray:
@@ -254,4 +255,6 @@ def _value(lists: PaddedLists, members: np.ndarray, smooth: float, bonus: np.nda
     """What the exchange makes larger, [lists]: of sets that rank alike the smaller is worth more."""
     size = members.sum(axis=1)
     sums = np.einsum("qdh,qh->qd", lists.scores, members.astype(float))
-    return objective(lists, sums[..., None], smooth)[:, 0] + (bonus * members).sum(axis=1) / size - 2 * _GAIN * size
+    quality = objective(lists, sums[..., None], smooth)[:, 0]
+    value: np.ndarray = quality + (bonus * members).sum(axis=1) / size - 2 * _GAIN * size
+    return value

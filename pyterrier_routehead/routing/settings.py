@@ -71,7 +71,8 @@ class RouterTraining:
     def resolved(self, by_logits: bool) -> "RouterTraining":
         """The same settings, with a number for what is None, as suits a router that weighs heads by logits or not."""
         usual = FOR_LOGITS if by_logits else FOR_LABELS
-        return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
+        missing: dict[str, Any] = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        return replace(self, **missing)
 
 
 FOR_LABELS = {

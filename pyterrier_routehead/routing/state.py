@@ -79,12 +79,12 @@ def encode_queries(
     start = encoder.start(encoder.chat(template).prefix) + encoder.markup(template.query_label)
     found = {}
     for query in dict.fromkeys(queries):
-        own = encoder.data([f" {query.strip()}"])[0]
+        query_ids = encoder.data([f" {query.strip()}"])[0]
         try:
-            check_length(llm, len(start) + len(own))
+            check_length(llm, len(start) + len(query_ids))
         except (ListTooLongError, UnsupportedArchitectureError) as error:
             raise type(error)(f"query {shortened(query)}: {error}") from None
-        this_pass = QueryPass(start + own, slice(len(start), None), [state.layer])
+        this_pass = QueryPass(start + query_ids, slice(len(start), None), [state.layer])
         llm.forward(this_pass)
         hidden = this_pass.hidden[state.layer]
         # A copy: a view of the last token would keep all of them.

@@ -39,17 +39,28 @@ class RoutingData:
     targets: np.ndarray | None = None
     first_stage: np.ndarray | None = None
 
+    @property
+    def known_targets(self) -> np.ndarray:
+        """The labels of queries to learn from."""
+        assert self.targets is not None, "these queries have no labels"
+        return self.targets
+
 
 class _Router(nn.Module):
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    evidence_mean: torch.Tensor
+    evidence_deviation: torch.Tensor
+
     def __init__(self, data: RoutingData, selection: Selection, settings: RouterTraining) -> None:
         super().__init__()
-        heads, hidden = data.targets.shape[1], data.states.shape[1]
+        heads, hidden = data.known_targets.shape[1], data.states.shape[1]
         as_weights = selection.by_logits
         self.register_buffer("mean", torch.tensor(data.states.mean(axis=0)))
         self.register_buffer("deviation", torch.tensor(data.states.std(axis=0) + 1e-6))
         self.projection = nn.Parameter(torch.randn(hidden, settings.size) / hidden**0.5)
         self.head_embeddings = nn.Parameter(torch.randn(heads, settings.size) * (1e-3 if as_weights else 0.1))
-        rate = np.clip(data.targets.mean(axis=0), 0.01, 0.99)
+        rate = np.clip(data.known_targets.mean(axis=0), 0.01, 0.99)
         start = np.full(heads, 1 / heads) if as_weights else logit(rate)
         self.bias = nn.Parameter(torch.tensor(start, dtype=torch.float32))
         if settings.start == "ridge":
@@ -62,7 +73,7 @@ class _Router(nn.Module):
             self.evidence_weights = nn.Parameter(torch.zeros(flat.shape[1]))
 
     def _start_from_ridge(self, data: RoutingData) -> None:
-        wanted = logit(np.clip(data.targets, 0.02, 0.98))
+        wanted = logit(np.clip(data.known_targets, 0.02, 0.98))
         states = (data.states - self.mean.numpy()) / self.deviation.numpy()
         left, spread, right = np.linalg.svd(
             ridge_regression(states, wanted - wanted.mean(axis=0)), full_matrices=False
@@ -98,13 +109,15 @@ def ridge_regression(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     Generalised cross-validation (Golub, Heath and Wahba, 1979) over penalties from 1 to 10^6 a row.
     """
     left, spread, right = np.linalg.svd(x, full_matrices=False)
-    told = left.T @ y
-    best = np.inf, None
+    projected = left.T @ y
+    lowest = np.inf
     for penalty in np.geomspace(1, 1e6, 13) * len(x):
         kept = spread**2 / (spread**2 + penalty)
-        error = ((y - left @ (kept[:, None] * told)) ** 2).mean() / (1 - kept.sum() / len(x)) ** 2
-        best = min(best, (error, penalty), key=lambda pair: pair[0])
-    return right.T @ ((spread / (spread**2 + best[1]))[:, None] * told)
+        error = ((y - left @ (kept[:, None] * projected)) ** 2).mean() / (1 - kept.sum() / len(x)) ** 2
+        if error < lowest:
+            lowest, best = error, penalty
+    coefficients: np.ndarray = right.T @ ((spread / (spread**2 + best))[:, None] * projected)
+    return coefficients
 
 
 def train(
@@ -145,31 +158,31 @@ def _train(
     # Where logits are weights, the model learns how sharp the softmax is in which the first stage's score stands.
     log_sharpness = nn.Parameter(torch.zeros(()), requires_grad=ranked.as_weights and data.first_stage is not None)
     optimiser = torch.optim.AdamW(
-        [*model.parameters(), log_sharpness], lr=settings.learning_rate, weight_decay=settings.weight_decay
+        [*model.parameters(), log_sharpness], lr=settings.learning_rate, weight_decay=settings.weight_decay or 0.0
     )
-    states, targets = torch.tensor(data.states), torch.tensor(data.targets, dtype=torch.float32)
+    states, targets = torch.tensor(data.states), torch.tensor(data.known_targets, dtype=torch.float32)
     evidence = None if data.evidence is None else torch.tensor(data.evidence, dtype=torch.float32)
     positive = targets.mean().item()
     balance = torch.tensor(min((1 - positive) / max(positive, 1e-6), settings.balance))
-    factors = {"labels": settings.labels, "sparsity": settings.sparsity, "ranking": settings.ranking,
-               "ridge": settings.ridge, "query ridge": settings.query_ridge}
-    factors = {name: factor for name, factor in factors.items() if factor}
+    parts_of_loss = {"labels": settings.labels, "sparsity": settings.sparsity, "ranking": settings.ranking,
+                     "ridge": settings.ridge, "query ridge": settings.query_ridge}
+    factors = {name: factor for name, factor in parts_of_loss.items() if factor}
     best, rows = -1.0, []
     epochs = pt.tqdm(range(settings.epochs + 1), unit="epoch", desc="router", disable=not progress)
     for epoch in epochs:
         sums = dict.fromkeys(["loss", *factors], 0.0)
         if epoch:  # the first row is the router as it starts
             model.train()
-            for batch in torch.randperm(len(states)).split(settings.batch_size):
+            for batch in torch.split(torch.randperm(len(states)), settings.batch_size):
                 logits, by_query = model(states[batch], None if evidence is None else evidence[batch])
                 parts = {
                     name: _part(name, logits, by_query, targets[batch], balance, settings)
                     if name != "ranking" else ranked.loss(batch, logits, log_sharpness)
                     for name in factors
                 }
-                loss = sum(factor * parts[name] for name, factor in factors.items())
+                loss = sum((factor * parts[name] for name, factor in factors.items()), start=torch.zeros(()))
                 optimiser.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimiser.step()
                 for name, value in {**parts, "loss": loss}.items():
                     sums[name] += value.item() * len(batch) / len(states)
