@@ -7,21 +7,17 @@ owner uses it.
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import torch
 
 from ..common.errors import MismatchError, UnsupportedArchitectureError
 from ..common.locks import new_lock
-from ..kernel.attention import ATTENTION_NAME, ForwardDone, hidden_state_hook, under_way
+from ..kernel.attention import ATTENTION_NAME, ForwardDone, ReadingPass, hidden_state_hook, under_way
 from ..kernel.visibility import NOT_REGISTERED
 from .counting import ListCounter
 from .loaded import LoadedModel
 from .twin import Twin
-
-if TYPE_CHECKING:
-    from ..kernel.attention import DocumentPass, QueryPass, TailPass
 
 # By the decoder's id; a lock goes when the last engine that holds it goes.
 _locks: "WeakValueDictionary[int, threading.RLock]" = WeakValueDictionary()
@@ -52,7 +48,7 @@ class Engine:
         """Count candidate lists that have been encoded."""
         self._lists.add(count)
 
-    def forward(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
+    def forward(self, this_pass: ReadingPass) -> None:
         """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
 
         Raises:
@@ -73,7 +69,7 @@ class Engine:
                 f"{self.model.name} has embeddings of {known}: give the model's own tokenizer, or resize its embeddings"
             )
 
-    def run(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
+    def run(self, this_pass: ReadingPass) -> None:
         """Run one pass whose ids are known to have embeddings.
 
         Nothing of the model is changed, not even for that time.

@@ -4,6 +4,7 @@ The prompt keeps its parts apart, because the kernel encodes the documents first
 once with the query and once with the content-free query. By construction no place is ever searched for in a string.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -44,6 +45,8 @@ class ListPrompt:
         order: for each block the number of its candidate, so that scores find their way back.
         query: ids of the end of the prompt, from the instruction on, with the query: the tail. All its rows are read.
         null: the same with the content-free query.
+        block_capacity: tokens of the longest block that there can be; None where documents are not truncated, or are
+            numbered.
     """
 
     prefix: list[int]
@@ -51,6 +54,7 @@ class ListPrompt:
     order: list[int]
     query: list[int]
     null: list[int]
+    block_capacity: int | None = None
 
     @property
     def block_lengths(self) -> list[int]:
@@ -91,6 +95,9 @@ class PromptBuilder:
         self._tail_start = encoder.markup(template.instruction + separator + template.query_label)
         self._suffix = encoder.markup(self._chat.suffix)[: template.suffix_rows]
         self._null = self._tail(template.null_query)
+        self._capacity = None
+        if max_doc_tokens is not None and not numbered:
+            self._capacity = len(self._tag(1)) + max_doc_tokens + len(self._separator_ids)
 
     def build(self, query: str, candidates: list[Candidate]) -> ListPrompt:
         """The prompt of a query and its candidates, best first."""
@@ -98,7 +105,18 @@ class PromptBuilder:
         if self.document_order == "best_last":
             order.reverse()
         texts = self.encoder.data([_after_blank(candidates[i].joined()) for i in order], self.max_doc_tokens)
-        return ListPrompt(self._prefix, self._blocks(texts), order, self._tail(query), self._null)
+        return self._prompt(self._blocks(texts), order, query)
+
+    def documents(self, candidates: Sequence[Candidate]) -> list[DocumentBlock]:
+        """The blocks of some documents, in their order; for prompts whose tags are not numbered."""
+        return self._blocks(self.encoder.data([_after_blank(c.joined()) for c in candidates], self.max_doc_tokens))
+
+    def without_documents(self, query: str) -> ListPrompt:
+        """The prompt of a query, for documents that have been encoded before."""
+        return self._prompt([], [], query)
+
+    def _prompt(self, blocks: list[DocumentBlock], order: list[int], query: str) -> ListPrompt:
+        return ListPrompt(self._prefix, blocks, order, self._tail(query), self._null, self._capacity)
 
     def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
         """The prompt of the same query and some of its candidates, by number, best first; nothing is encoded again."""

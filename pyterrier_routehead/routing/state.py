@@ -71,7 +71,7 @@ def encode_queries(
         ListTooLongError: for a query beyond the model's context, by its beginning.
         UnsupportedArchitectureError: for one so long that the model's rotary frequencies would change.
     """
-    from ..kernel.attention import QueryPass
+    from ..kernel.passes import QueryPass
     from ..kernel.score import check_length
 
     check_layer(state.layer, llm)

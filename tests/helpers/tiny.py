@@ -125,9 +125,15 @@ def random_ids(generator: random.Random, count: int) -> list[int]:
 
 
 def random_prompt(
-    seed: int, lengths: list[int], *, best_last: bool = False, query: int = 9, null: int = 6
+    seed: int,
+    lengths: list[int],
+    *,
+    best_last: bool = False,
+    query: int = 9,
+    null: int = 6,
+    capacity: int | None = None,
 ) -> ListPrompt:
-    """A prompt of random ids. Each document is its tag (two tokens), so many tokens that count, and a separator."""
+    """A prompt of random ids. Each document is its tag (two tokens), as many that count, and a separator."""
     generator = random.Random(seed)
     blocks = [DocumentBlock(random_ids(generator, 2 + length + 1), 2, 2 + length) for length in lengths]
     order = list(range(len(lengths)))
@@ -140,6 +146,7 @@ def random_prompt(
         order=order,
         query=instruction + random_ids(generator, query - 3),
         null=instruction + random_ids(generator, null - 3),
+        block_capacity=capacity,
     )
 
 
