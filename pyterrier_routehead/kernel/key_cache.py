@@ -20,13 +20,15 @@ MEMORY = 1 << 30
 TOKENS_AT_A_TIME_ON_GPU = 1 << 15
 
 
-class _Encodes(Protocol):
+class Encodes(Protocol):
     """A frozen model, as far as documents are encoded by it."""
 
     @property
-    def input_device(self) -> "torch.device": ...
+    def input_device(self) -> "torch.device":
+        """Where token ids go."""
 
-    def forward(self, this_pass: "ReadingPass") -> None: ...
+    def forward(self, this_pass: "ReadingPass") -> None:
+        """Run a pass, up to the deepest layer that it needs."""
 
 
 class KeyCache:
@@ -40,7 +42,7 @@ class KeyCache:
         memory: bytes of keys to remember; those of the list at hand are always kept.
     """
 
-    def __init__(self, llm: _Encodes, heads: Sequence[Head], memory: int = MEMORY) -> None:
+    def __init__(self, llm: Encodes, heads: Sequence[Head], memory: int = MEMORY) -> None:
         self._llm = llm
         self._heads = tuple(heads)
         self._memory = memory
@@ -69,7 +71,13 @@ class KeyCache:
 
             yield from torch.split(torch.cat([known[name][key_head] for name in names]), tokens)
 
-        return DocumentKeys(blocks, len(prefix), pieces)
+        return DocumentKeys(
+            [len(block.ids) for block in blocks],
+            [block.start for block in blocks],
+            [block.stop for block in blocks],
+            len(prefix),
+            pieces,
+        )
 
     def _encoded(
         self, prefix: list[int], missing: dict[tuple[int, ...], DocumentBlock]
@@ -81,7 +89,7 @@ class KeyCache:
 
 
 def encode_keys(
-    llm: _Encodes, prefix: list[int], blocks: Sequence[DocumentBlock], heads: Sequence[Head]
+    llm: Encodes, prefix: list[int], blocks: Sequence[DocumentBlock], heads: Sequence[Head]
 ) -> Iterator[tuple[DocumentBlock, dict[KeyHead, "torch.Tensor"]]]:
     """Each document's keys [tokens, dim] by key-value head, in the model's dtype; some documents in one pass."""
     import torch

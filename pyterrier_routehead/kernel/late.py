@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..common.errors import UnsupportedArchitectureError
@@ -20,7 +21,7 @@ from ..prompt.build import DocumentBlock
 from .aggregate import DocumentTokens
 from .attention import ForwardDone
 from .exact import LayerAttention, LogitRule, blocks_attention
-from .passes import ListAttention, document_columns
+from .passes import ListAttention
 
 _LOGITS_KEPT = 1 << 25
 _LOGITS_AT_A_TIME, _LOGITS_AT_A_TIME_ON_CPU = 1 << 25, 1 << 18
@@ -196,18 +197,41 @@ class BlindTailPass:
 
 @dataclass(frozen=True)
 class DocumentKeys:
-    """The keys of a list's documents.
+    """The keys of a list's documents, in an order.
 
     Attributes:
-        blocks: the documents, in an order; of their ids only the number is looked at.
+        lengths: tokens of each document's block.
+        starts: the first token of each block that counts for the document.
+        stops: the token behind the last that counts.
         prefix: how many tokens stand before each.
-        pieces: of a key-value head, the keys [tokens, dim] of all blocks in their order, in some pieces of about so
-            many tokens.
+        pieces: of a key-value head, the keys [tokens, dim] of all blocks in their order, in pieces of at most as many
+            tokens as is said.
     """
 
-    blocks: Sequence[DocumentBlock]
+    lengths: Sequence[int]
+    starts: Sequence[int]
+    stops: Sequence[int]
     prefix: int
     pieces: Callable[[KeyHead, int], Iterator[torch.Tensor]]
+
+    def counted(self) -> torch.Tensor:
+        """Indices, among the tokens of all blocks, of those that count: int64."""
+        return _ranges(np.cumsum(self.lengths) - self.lengths + self.starts, self.counts())
+
+    def counts(self) -> np.ndarray:
+        """How many tokens count in each document."""
+        return np.subtract(self.stops, self.starts)
+
+    def positions(self) -> torch.Tensor:
+        """Position of each token: int64."""
+        return _ranges(np.full(len(self.lengths), self.prefix), np.asarray(self.lengths))
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+    """Whole numbers from each start on, one range behind another."""
+    ends = np.cumsum(lengths)
+    numbers = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    return torch.from_numpy(numbers.astype(np.int64))
 
 
 def late_attention(
@@ -227,8 +251,8 @@ def late_attention(
         device: where to compute.
     """
     tails = [tail] if null is None else [tail, null]
-    counted = document_columns(0, documents.blocks, device)
-    read = ListAttention(DocumentTokens([block.stop - block.start for block in documents.blocks], device))
+    counted = documents.counted().to(device)
+    read = ListAttention(DocumentTokens(documents.counts().tolist(), device))
     shared: dict[KeyHead, list[Head]] = {}
     for head in heads:
         shared.setdefault(tail.key_heads[head], []).append(head)
@@ -273,7 +297,7 @@ def _token_attention(
     own = torch.cat([tail.own[head].to(device) for head in heads for tail in tails])
     at_a_time = _LOGITS_AT_A_TIME_ON_CPU if torch.device(device).type == "cpu" else _LOGITS_AT_A_TIME
     tokens = max(256, at_a_time // len(rows))
-    kept = len(rows) * sum(len(block.ids) for block in documents.blocks) <= _LOGITS_KEPT
+    kept = len(rows) * sum(documents.lengths) <= _LOGITS_KEPT
     hidden = _hidden_tokens(rule, [position for tail in tails for position in tail.positions], documents)
 
     def weighed() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -309,5 +333,4 @@ def _hidden_tokens(rule: LogitRule, rows: list[int], documents: DocumentKeys) ->
     """Which tokens a sliding window hides from each row: bool [rows, tokens]; None where it hides none."""
     if rule.window is None or max(rows) - documents.prefix < rule.window:
         return None
-    columns = torch.tensor([documents.prefix + i for block in documents.blocks for i in range(len(block.ids))])
-    return torch.tensor(rows)[:, None] - columns >= rule.window
+    return torch.tensor(rows)[:, None] - documents.positions() >= rule.window

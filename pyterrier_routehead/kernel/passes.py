@@ -7,19 +7,21 @@
 * :class:`QueryPass` runs a query by itself, for its hidden states.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from ..common.errors import UnsupportedArchitectureError
 from ..common.locks import cached_property
 from ..heads import Head
 from ..prompt.build import DocumentBlock, ListPrompt
-from .aggregate import AGGREGATIONS, PLAIN, Aggregation, DocumentTokens
+from .aggregate import AGGREGATIONS, FILTERED, PLAIN, Aggregation, DocumentTokens
 from .attention import ForwardDone
 from .exact import LayerAttention, causal_attention, masked_attention
 from .patterns import ReadingPattern
+from .scores import ListScores
 
 # A GPU is fastest with few large products, a CPU with products that stay in its cache.
 LOGITS_AT_A_TIME, LOGITS_AT_A_TIME_ON_CPU = 1 << 25, 1 << 20
@@ -137,6 +139,33 @@ def nonlinear_aggregations(*, calibrate: bool) -> list[Aggregation]:
         for aggregation in AGGREGATIONS.values()
         if not aggregation.linear and (calibrate or not aggregation.needs_calibration)
     ]
+
+
+def list_scores(
+    read: ListAttention, order: Sequence[int], heads: Sequence[Head], *, calibrate: bool
+) -> ListScores:
+    """What was read of a list, as numbers, in the candidates' order.
+
+    Args:
+        read: attention that was read of the list, documents in prompt order.
+        order: for each document the number of its candidate.
+        heads: the heads, in the order of the columns.
+        calibrate: whether the content-free query was run.
+    """
+    place = np.argsort(order)  # from prompt order back to the candidates' order
+
+    def matrix(columns: dict[Head, torch.Tensor]) -> np.ndarray:
+        return torch.stack([columns[head] for head in heads], dim=1).cpu().numpy()[place]
+
+    hidden = {layer: state.cpu().numpy() for layer, state in read.hidden.items()}
+    aggregated = {name: matrix(by_head) for name, by_head in read.aggregated.items()}
+    for aggregation in nonlinear_aggregations(calibrate=calibrate):
+        if not aggregation.per_head:
+            token_sum = torch.as_tensor(read.token_sum, device=read.tokens.document.device)
+            summed = aggregation.aggregate(read.tokens, token_sum)
+            aggregated[aggregation.name] = summed.cpu().numpy()[place]
+    filtered = aggregated.pop(FILTERED.name, None)
+    return ListScores(matrix(read.raw), matrix(read.null) if calibrate else None, filtered, aggregated or None, hidden)
 
 
 class TailPass:

@@ -1,0 +1,122 @@
+"""Late reading of some lists: whatever was run for one list is not run again for another."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ..heads import Head
+from ..prompt.build import ListPrompt
+from .key_cache import Encodes, KeyCache
+from .late import BlindTailPass, DocumentKeys, TailStates, late_attention
+from .passes import list_scores
+from .patterns import Late
+from .scores import ListScores
+
+if TYPE_CHECKING:
+    import torch
+
+_Tail = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Which tail: ids of the prefix and of the tail, and where it starts."""
+
+REMEMBERED = 64
+"""Queries whose states are remembered, while they are routed and ranked."""
+
+
+class LateReader:
+    """Reads lists late, for the time of one call.
+
+    A query's pass and the content-free one hold no document: the first runs once a query, many queries in one forward,
+    the second once a prompt. A document that stands in several lists is encoded once.
+
+    Args:
+        llm: the frozen model.
+        heads: all heads that may be asked for.
+        calibrate: whether to run the content-free query.
+        hidden_layers: layers after which to keep the mean hidden state of the query's rows.
+    """
+
+    def __init__(
+        self, llm: Encodes, heads: Sequence[Head], *, calibrate: bool = True, hidden_layers: Iterable[int] = ()
+    ) -> None:
+        self._llm = llm
+        self._heads = tuple(heads)
+        self._calibrate = calibrate
+        self._hidden_layers = tuple(hidden_layers)
+        self._keys = KeyCache(llm, heads)
+        self._queries: OrderedDict[_Tail, TailStates] = OrderedDict()
+        self._nulls: dict[_Tail, TailStates] = {}
+
+    def run(self, prompts: Sequence[ListPrompt]) -> list[TailStates]:
+        """The states of some queries; those that are not remembered run in one pass."""
+        names = [_tail(prompt, prompt.query) for prompt in prompts]
+        missing: dict[tuple[tuple[int, ...], int], dict[_Tail, list[int]]] = {}
+        for prompt, name in zip(prompts, names, strict=True):
+            if name not in self._queries:
+                missing.setdefault((name[0], name[2]), {})[name] = prompt.query
+            null = _tail(prompt, prompt.null)
+            if self._calibrate and null not in self._nulls:
+                missing.setdefault((null[0], null[2]), {})[null] = prompt.null
+        nulls = {_tail(prompt, prompt.null) for prompt in prompts}
+        found = {name: self._queries[name] for name in names if name in self._queries}
+        for (prefix, position), tails in missing.items():
+            this_pass = BlindTailPass(list(prefix), list(tails.values()), position, self._heads, self._hidden_layers)
+            self._llm.forward(this_pass)
+            read = dict(zip(tails, this_pass.states, strict=True))
+            found.update(read)
+            self._nulls.update((name, states) for name, states in read.items() if name in nulls)
+            self._queries.update(read)
+        while len(self._queries) > max(REMEMBERED, len(names)):
+            self._queries.popitem(last=False)
+        return [found[name] for name in names]
+
+    def score(
+        self,
+        prompts: Sequence[ListPrompt],
+        heads: Sequence[Head],
+        documents: Sequence[DocumentKeys] | None = None,
+    ) -> list[ListScores]:
+        """Head scores of some lists.
+
+        Args:
+            prompts: the lists.
+            heads: heads to read, of those that the reader was made for.
+            documents: keys of each list's documents, in the order of its prompt; None to encode them.
+        """
+        scores = []
+        for i, (prompt, tail) in enumerate(zip(prompts, self.run(prompts), strict=True)):
+            keys = self._keys.of(prompt.prefix, prompt.blocks) if documents is None else documents[i]
+            null = self._nulls[_tail(prompt, prompt.null)] if self._calibrate else None
+            order = range(len(keys.lengths)) if documents is not None else prompt.order
+            scores.append(score_keys(tail, null, keys, heads, order=order, device=self._llm.input_device))
+        return scores
+
+    def encoded(self, prompt: ListPrompt) -> DocumentKeys:
+        """The keys of a prompt's documents, encoded now unless they are remembered."""
+        return self._keys.of(prompt.prefix, prompt.blocks)
+
+
+def score_keys(
+    tail: TailStates,
+    null: TailStates | None,
+    documents: DocumentKeys,
+    heads: Sequence[Head],
+    *,
+    order: Sequence[int],
+    device: "torch.device | str" = "cpu",
+) -> ListScores:
+    """Head scores of documents whose keys are known: late reading's second half.
+
+    Args:
+        tail: the query's states, read for these heads at least.
+        null: the content-free query's; None without calibration.
+        documents: the keys.
+        heads: heads to read.
+        order: for each document the number of its candidate.
+        device: where to compute.
+    """
+    read = late_attention(tail, null, documents, heads, device)
+    return list_scores(read, order, heads, calibrate=null is not None)
+
+
+def _tail(prompt: ListPrompt, ids: list[int]) -> _Tail:
+    return tuple(prompt.prefix), tuple(ids), Late().tail_position(prompt)
