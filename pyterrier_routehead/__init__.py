@@ -25,6 +25,7 @@ order of the method, and the files beside them; each imports only from those abo
 ``reading``     head scores with what they speak of, and their store
 ``detection``   which heads rank well over all queries
 ``routing``     which heads suit a query
+``index``       keys of documents, computed once for late reading
 ``ranking``     from frames to rankings
 ``fitting``     what ``fit`` learns from judged lists
 ``plots``       heat maps and overlaps of head sets, and how training went
@@ -51,6 +52,7 @@ from .detection.criteria import CRITERIA, Criterion, core_criterion
 from .detection.head_set import Detection, HeadSet
 from .detection.published import PUBLISHED, published_heads
 from .heads import Head
+from .index.head_index import HeadIndex
 from .model.frozen import FrozenLLM
 from .plots import plot_heads, plot_overlap, plot_training
 from .ranking.registry import available, named_heads, named_router
@@ -77,6 +79,7 @@ __all__ = [
     "Extensions",
     "FrozenLLM",
     "Head",
+    "HeadIndex",
     "HeadReranker",
     "HeadRouter",
     "HeadScoreStore",

@@ -4,6 +4,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from ..heads import Head
 from ..prompt.build import DocumentBlock
 from .late import DocumentKeys, KeyHead, KeyPass
@@ -50,8 +52,8 @@ class KeyCache:
         self._prefix: tuple[int, ...] = ()
         self._size = 0
 
-    def of(self, prefix: list[int], blocks: Sequence[DocumentBlock]) -> DocumentKeys:
-        """The keys of some documents behind a prefix."""
+    def of(self, prefix: list[int], blocks: Sequence[DocumentBlock], order: Sequence[int]) -> DocumentKeys:
+        """The keys of some documents behind a prefix; the order says for each the number of its candidate."""
         if tuple(prefix) != self._prefix:
             self._keys.clear()
             self._prefix, self._size = tuple(prefix), 0
@@ -72,9 +74,10 @@ class KeyCache:
             yield from torch.split(torch.cat([known[name][key_head] for name in names]), tokens)
 
         return DocumentKeys(
-            [len(block.ids) for block in blocks],
-            [block.start for block in blocks],
-            [block.stop for block in blocks],
+            np.array([len(block.ids) for block in blocks], dtype=np.int64),
+            np.array([block.start for block in blocks], dtype=np.int64),
+            np.array([block.stop for block in blocks], dtype=np.int64),
+            np.asarray(order, dtype=np.int64),
             len(prefix),
             pieces,
         )
@@ -82,31 +85,29 @@ class KeyCache:
     def _encoded(
         self, prefix: list[int], missing: dict[tuple[int, ...], DocumentBlock]
     ) -> Iterator[tuple[tuple[int, ...], dict[KeyHead, "torch.Tensor"]]]:
-        if not missing:
-            return
-        for block, keys in encode_keys(self._llm, prefix, list(missing.values()), self._heads):
-            yield tuple(block.ids), keys
+        import torch
+
+        names = list(missing)
+        for numbers, this_pass in key_passes(self._llm, prefix, list(missing.values()), self._heads):
+            split = {key_head: torch.split(keys, this_pass.lengths) for key_head, keys in this_pass.keys.items()}
+            for place, number in enumerate(numbers):
+                yield names[number], {key_head: keys[place].clone() for key_head, keys in split.items()}
 
 
-def encode_keys(
+def key_passes(
     llm: Encodes, prefix: list[int], blocks: Sequence[DocumentBlock], heads: Sequence[Head]
-) -> Iterator[tuple[DocumentBlock, dict[KeyHead, "torch.Tensor"]]]:
-    """Each document's keys [tokens, dim] by key-value head, in the model's dtype; some documents in one pass."""
-    import torch
-
+) -> Iterator[tuple[list[int], KeyPass]]:
+    """Passes that encode documents, some in each, with the numbers of those; they do not come in order."""
+    if not blocks:
+        return
     at_a_time = TOKENS_AT_A_TIME if llm.input_device.type == "cpu" else TOKENS_AT_A_TIME_ON_GPU
     # Of like length, so that little is padded; each pass encodes the few tokens of the prefix again.
     in_order = sorted(range(len(blocks)), key=lambda i: -len(blocks[i].ids))
-    found: dict[int, dict[KeyHead, torch.Tensor]] = {}
     numbers = iter(in_order)
     for part in in_parts([blocks[i] for i in in_order], at_a_time):
         this_pass = KeyPass(prefix, part, heads)
         llm.forward(this_pass)
-        split = {key_head: torch.split(keys, this_pass.lengths) for key_head, keys in this_pass.keys.items()}
-        for place, number in enumerate([next(numbers) for _ in part]):
-            found[number] = {key_head: keys[place].clone() for key_head, keys in split.items()}
-    for i, block in enumerate(blocks):
-        yield block, found[i]
+        yield [next(numbers) for _ in part], this_pass
 
 
 def _size(keys: "dict[KeyHead, torch.Tensor]") -> int:

@@ -200,17 +200,19 @@ class DocumentKeys:
     """The keys of a list's documents, in an order.
 
     Attributes:
-        lengths: tokens of each document's block.
+        lengths: tokens of each document's block, int64 [documents].
         starts: the first token of each block that counts for the document.
         stops: the token behind the last that counts.
+        order: for each document the number of its candidate.
         prefix: how many tokens stand before each.
         pieces: of a key-value head, the keys [tokens, dim] of all blocks in their order, in pieces of at most as many
             tokens as is said.
     """
 
-    lengths: Sequence[int]
-    starts: Sequence[int]
-    stops: Sequence[int]
+    lengths: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+    order: np.ndarray
     prefix: int
     pieces: Callable[[KeyHead, int], Iterator[torch.Tensor]]
 
@@ -220,11 +222,25 @@ class DocumentKeys:
 
     def counts(self) -> np.ndarray:
         """How many tokens count in each document."""
-        return np.subtract(self.stops, self.starts)
+        counts: np.ndarray = self.stops - self.starts
+        return counts
 
     def positions(self) -> torch.Tensor:
         """Position of each token: int64."""
-        return _ranges(np.full(len(self.lengths), self.prefix), np.asarray(self.lengths))
+        return _ranges(np.full(len(self.lengths), self.prefix), self.lengths)
+
+
+def joined(parts: Sequence[DocumentKeys]) -> DocumentKeys:
+    """The documents of several parts of one list, behind one prefix."""
+
+    def pieces(key_head: KeyHead, tokens: int) -> Iterator[torch.Tensor]:
+        for part in parts:
+            yield from part.pieces(key_head, tokens)
+
+    lengths, starts, stops, order = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "starts", "stops", "order")
+    )
+    return DocumentKeys(lengths, starts, stops, order, parts[0].prefix, pieces)
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
@@ -297,7 +313,7 @@ def _token_attention(
     own = torch.cat([tail.own[head].to(device) for head in heads for tail in tails])
     at_a_time = _LOGITS_AT_A_TIME_ON_CPU if torch.device(device).type == "cpu" else _LOGITS_AT_A_TIME
     tokens = max(256, at_a_time // len(rows))
-    kept = len(rows) * sum(documents.lengths) <= _LOGITS_KEPT
+    kept = len(rows) * int(documents.lengths.sum()) <= _LOGITS_KEPT
     hidden = _hidden_tokens(rule, [position for tail in tails for position in tail.positions], documents)
 
     def weighed() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -2,18 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
 from ..heads import Head
-from ..prompt.build import ListPrompt
+from ..prompt.build import DocumentBlock, ListPrompt
 from .key_cache import Encodes, KeyCache
 from .late import BlindTailPass, DocumentKeys, TailStates, late_attention
 from .passes import list_scores
 from .patterns import Late
 from .scores import ListScores
-
-if TYPE_CHECKING:
-    import torch
 
 _Tail = tuple[tuple[int, ...], tuple[int, ...], int]
 """Which tail: ids of the prefix and of the tail, and where it starts."""
@@ -73,49 +68,31 @@ class LateReader:
         self,
         prompts: Sequence[ListPrompt],
         heads: Sequence[Head],
-        documents: Sequence[DocumentKeys] | None = None,
+        documents: Iterable[DocumentKeys] | None = None,
     ) -> list[ListScores]:
         """Head scores of some lists.
 
         Args:
             prompts: the lists.
             heads: heads to read, of those that the reader was made for.
-            documents: keys of each list's documents, in the order of its prompt; None to encode them.
+            documents: keys of each list's documents; None to encode those of the prompts.
         """
+        tails = self.run(prompts)
+        documents = map(self.encoded, prompts) if documents is None else documents
         scores = []
-        for i, (prompt, tail) in enumerate(zip(prompts, self.run(prompts), strict=True)):
-            keys = self._keys.of(prompt.prefix, prompt.blocks) if documents is None else documents[i]
+        for prompt, tail, keys in zip(prompts, tails, documents, strict=True):
             null = self._nulls[_tail(prompt, prompt.null)] if self._calibrate else None
-            order = range(len(keys.lengths)) if documents is not None else prompt.order
-            scores.append(score_keys(tail, null, keys, heads, order=order, device=self._llm.input_device))
+            read = late_attention(tail, null, keys, heads, self._llm.input_device)
+            scores.append(list_scores(read, keys.order, heads, calibrate=self._calibrate))
         return scores
 
     def encoded(self, prompt: ListPrompt) -> DocumentKeys:
         """The keys of a prompt's documents, encoded now unless they are remembered."""
-        return self._keys.of(prompt.prefix, prompt.blocks)
+        return self.encode(prompt.prefix, prompt.blocks, prompt.order)
 
-
-def score_keys(
-    tail: TailStates,
-    null: TailStates | None,
-    documents: DocumentKeys,
-    heads: Sequence[Head],
-    *,
-    order: Sequence[int],
-    device: "torch.device | str" = "cpu",
-) -> ListScores:
-    """Head scores of documents whose keys are known: late reading's second half.
-
-    Args:
-        tail: the query's states, read for these heads at least.
-        null: the content-free query's; None without calibration.
-        documents: the keys.
-        heads: heads to read.
-        order: for each document the number of its candidate.
-        device: where to compute.
-    """
-    read = late_attention(tail, null, documents, heads, device)
-    return list_scores(read, order, heads, calibrate=null is not None)
+    def encode(self, prefix: list[int], blocks: Sequence[DocumentBlock], order: Sequence[int]) -> DocumentKeys:
+        """The keys of some documents; the order says for each the number of its candidate."""
+        return self._keys.of(prefix, blocks, order)
 
 
 def _tail(prompt: ListPrompt, ids: list[int]) -> _Tail:

@@ -142,7 +142,7 @@ def nonlinear_aggregations(*, calibrate: bool) -> list[Aggregation]:
 
 
 def list_scores(
-    read: ListAttention, order: Sequence[int], heads: Sequence[Head], *, calibrate: bool
+    read: ListAttention, order: Sequence[int] | np.ndarray, heads: Sequence[Head], *, calibrate: bool
 ) -> ListScores:
     """What was read of a list, as numbers, in the candidates' order.
 

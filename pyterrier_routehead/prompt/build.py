@@ -72,6 +72,10 @@ class PromptBuilder:
         numbered: whether the tags count the documents in prompt order, or all are the same.
         max_doc_tokens: title and text of each document are truncated to this many tokens (the tag does not count); None
             does not truncate.
+
+    Attributes:
+        prefix: ids that stand before the first document.
+        capacity: tokens of the longest block that there can be; None where documents are not truncated, or numbered.
     """
 
     def __init__(
@@ -91,13 +95,13 @@ class PromptBuilder:
         self._tag_ids = cache(encoder.markup)  # the same few tags in every list
         self._chat = encoder.chat(template)
         separator, self._separator_ids = encoder.separator(template)
-        self._prefix = self._before(self._chat.prefix + template.introduction + separator, self._tag(1))
+        self.prefix = self._before(self._chat.prefix + template.introduction + separator, self._tag(1))
         self._tail_start = encoder.markup(template.instruction + separator + template.query_label)
         self._suffix = encoder.markup(self._chat.suffix)[: template.suffix_rows]
         self._null = self._tail(template.null_query)
-        self._capacity = None
+        self.capacity: int | None = None
         if max_doc_tokens is not None and not numbered:
-            self._capacity = len(self._tag(1)) + max_doc_tokens + len(self._separator_ids)
+            self.capacity = len(self._tag(1)) + max_doc_tokens + len(self._separator_ids)
 
     def build(self, query: str, candidates: list[Candidate]) -> ListPrompt:
         """The prompt of a query and its candidates, best first."""
@@ -116,7 +120,7 @@ class PromptBuilder:
         return self._prompt([], [], query)
 
     def _prompt(self, blocks: list[DocumentBlock], order: list[int], query: str) -> ListPrompt:
-        return ListPrompt(self._prefix, blocks, order, self._tail(query), self._null, self._capacity)
+        return ListPrompt(self.prefix, blocks, order, self._tail(query), self._null, self.capacity)
 
     def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
         """The prompt of the same query and some of its candidates, by number, best first; nothing is encoded again."""
