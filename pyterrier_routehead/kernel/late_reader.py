@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+
 from ..heads import Head
 from ..prompt.build import DocumentBlock, ListPrompt
 from .key_cache import Encodes, KeyCache

@@ -9,6 +9,7 @@ It imports ``routing`` and those above it; no torch.
 ``policy``      who says which heads rank a query
 ``windows``     lists that do not fit into one prompt
 ``sources``     where head scores come from: the frame, or the model that reads its texts
+``index_source``  the same from a head index
 ``rank``        the one function that every re-ranker ranks by
 ``options``     how transformers read candidate lists: their common arguments
 ``reranker``    `HeadReranker`: what the re-rankers are made of

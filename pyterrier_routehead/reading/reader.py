@@ -80,9 +80,14 @@ class ListReader:
         reader.heads = resolve_heads(heads, self.llm.num_layers, self.llm.num_heads)
         if self.store is not None:
             reader.snapshot = self.snapshot  # taken once for all
-        if not self.pattern.tail_sees_documents:
+        if self.late_reading:
             reader.late = self.late  # which remembers queries and documents
         return reader
+
+    @property
+    def late_reading(self) -> bool:
+        """Whether queries and documents do not see each other."""
+        return not self.pattern.tail_sees_documents
 
     def _stored_heads(self) -> tuple[Head, ...]:
         """All heads of the layers that run, which is what a store keeps."""
@@ -122,9 +127,8 @@ class ListReader:
         return state
 
     def prepare(self, prompts: Sequence[ListPrompt]) -> None:
-        """Run the queries of some lists in one pass, where they do not see the documents."""
-        if not self.pattern.tail_sees_documents:
-            self.late.run(prompts)
+        """In late reading, run the queries of some lists in one pass, before they are asked for."""
+        self.late.run(prompts)
 
     def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
         """The prompt of some candidates of a list (by number, best first), without encoding any anew."""
@@ -174,7 +178,7 @@ class ListReader:
             document_attention=self.settings.document_attention,
             calibrate=calibrate,
             hidden_layers=self.hidden_layers,
-            late=None if self.pattern.tail_sees_documents else self.late,
+            late=self.late if self.late_reading else None,
         )
 
     def overflows(self, prompt: ListPrompt) -> bool:
