@@ -40,30 +40,37 @@ from .routing.state import POOLINGS, QueryState, check_layer
 
 def heads_by_router(reranker: "RouteHeadReranker", document_attention: str) -> HeadPolicy:
     """The heads that the router selects: the router that the re-ranker was given, or that fit trained."""
-    policy: HeadPolicy
-    if isinstance(reranker.router, str):
-        router: HeadRouter | None = named_router(reranker.router, document_attention)
-    else:
-        router = reranker.__dict__.get("router_") if reranker.router is None else reranker.router
-    selection = selection_of(reranker, None if router is None else router.selection)
+    router, bundled = reranker.router, False
     if router is None:
-        policy = Unfitted(
-            f"RouteHeadReranker has no router yet: {how_to_get_heads('route')}",
-            needs_query=reranker.extensions.source == "query",
-            needs_hidden_state=reranker.extensions.source == "tail",
-            needs_first_stage=reranker.extensions.evidence,
-        )
-    else:
-        if selection != router.selection:
-            router = router.with_selection(selection)
-        bundled = isinstance(reranker.router, str) and is_bundled("route", reranker.router)
-        policy = RoutedHeads(router, bundled, reranker.allow_mismatch)
+        router = reranker.__dict__.get("router_")
+    elif isinstance(router, str):
+        bundled = is_bundled("route", router)
+        router = named_router(router, document_attention)
+    policy = _unfitted(reranker) if router is None else _routed(router, bundled, reranker)
     settings = reranker._settings(policy)
     if not settings.aggregation.per_head:
         raise ValueError(
             f"token_filter={settings.token_filter!r} has no scores per head to route over: use 'head' or 'none'"
         )
     return policy
+
+
+def _routed(router: HeadRouter, bundled: bool, reranker: "RouteHeadReranker") -> HeadPolicy:
+    selection = selection_of(reranker, router.selection)
+    if selection != router.selection:
+        router = router.with_selection(selection)
+    return RoutedHeads(router, bundled, reranker.allow_mismatch)
+
+
+def _unfitted(reranker: "RouteHeadReranker") -> HeadPolicy:
+    selection_of(reranker)  # also checks the values together
+    extensions = reranker.extensions
+    return Unfitted(
+        f"RouteHeadReranker has no router yet: {how_to_get_heads('route')}",
+        needs_query=extensions.source == "query",
+        needs_hidden_state=extensions.source == "tail",
+        needs_first_stage=extensions.evidence,
+    )
 
 
 def selection_of(reranker: "RouteHeadReranker", default: Selection | None = None) -> Selection:

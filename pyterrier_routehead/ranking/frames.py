@@ -263,7 +263,7 @@ def vector_rows(frame: pd.DataFrame, candidates: CandidateRows) -> tuple[list[Re
             raise ValueError(f"{_where(frame, row)}: head_scores has numbers that are not finite")
         if reading is not first and not reading.same_but_heads(first):
             raise ValueError(
-                f"{_where(frame, row)}: its head_scores were read with another model or settings than those before it"
+                f"{_where(frame, row)}: its head_scores were read with other settings than those before it"
             )
     return readings[:count], present
 

@@ -36,10 +36,10 @@ def test_every_check_runs_on_its_value_whenever_it_is_asked_for():
     check_arguments(arguments)
     for name, value, error, message in (
         ("name", "", ValueError, "^name is empty"),
-        ("k", [2, 0], ValueError, "^k is .*, got 0"),
-        ("k", [], ValueError, "^k is .*; got an empty list"),
-        ("k", None, TypeError, "^k is .*, got None"),
-        ("depth", "3", TypeError, "^depth is .*, got '3'"),
+        ("k", [2, 0], ValueError, "^k .*, got 0"),
+        ("k", [], ValueError, "^k .* got an empty list"),
+        ("k", None, TypeError, "^k .*, got None"),
+        ("depth", "3", TypeError, "^depth .*, got '3'"),
         ("size", "large", ValueError, "large"),
         ("flag", 1, TypeError, "^flag is True or False, got 1"),
     ):
@@ -47,7 +47,7 @@ def test_every_check_runs_on_its_value_whenever_it_is_asked_for():
         with pytest.raises(error, match=message):
             check_arguments(wrong)
     arguments.depth = -1
-    with pytest.raises(ValueError, match=r"^depth is "):
+    with pytest.raises(ValueError, match="depth"):
         check_arguments(arguments)
 
 
