@@ -4,8 +4,8 @@ A head is a (layer, head) pair, both counted from 0, written ``"layer-head"`` as
 (QRHead, arXiv 2506.09944; CoRe, arXiv 2510.02219).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
 
 
 class Head(NamedTuple):
@@ -18,7 +18,6 @@ class Head(NamedTuple):
         return f"{self.layer}-{self.head}"
 
 
-T = TypeVar("T")
 HeadsLike: TypeAlias = str | Sequence[tuple[int, int] | str]
 
 
@@ -81,11 +80,6 @@ def resolve_heads(heads: HeadsLike, num_layers: int, num_heads: int) -> tuple[He
         if head.layer >= num_layers or head.head >= num_heads:
             raise ValueError(f"there is no head {head} among {num_layers} layers with {num_heads} heads each")
     return named
-
-
-def kept_heads(heads: T) -> T | list[Any]:
-    """Heads as an argument to keep: an iterator, which can be read only once, becomes a list."""
-    return list(heads) if isinstance(heads, Iterator) else heads
 
 
 def layers_needed(heads: HeadsLike) -> int | None:

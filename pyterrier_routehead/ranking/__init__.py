@@ -1,17 +1,17 @@
-"""From frames to rankings: who says which heads rank, where their scores come from, and one function that ranks.
+"""From frames to rankings: which heads rank, where their scores come from, and one function that ranks.
 
 It imports ``routing`` and those above it; no torch.
 
 ==============  ========================================================================================================
 ``frames``      between PyTerrier's frames and candidate lists
 ``model_slot``  which model a transformer uses
-``registry``    the head sets and routers that can be asked for by name
-``policy``      who says which heads rank a query
+``registry``    head sets and routers by name
+``policy``      which heads rank a query
 ``windows``     lists that do not fit into one prompt
 ``sources``     where head scores come from: the frame, or the model that reads its texts
 ``index_source``  the same from a head index
 ``rank``        the one function that every re-ranker ranks by
-``options``     how transformers read candidate lists: their common arguments
-``reranker``    `HeadReranker`: what the re-rankers are made of
+``options``     how transformers read candidate lists: their common arguments, and the method that they have
+``reranker``    `HeadReranker`: what all re-rankers share
 ==============  ========================================================================================================
 """

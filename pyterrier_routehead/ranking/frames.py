@@ -1,7 +1,7 @@
 """Between PyTerrier's frames and candidate lists: which rows form a list, in which order, and back by row position.
 
-Nothing here looks at a frame's index: whatever kind it is, rows are told apart by where they stand. A value that cannot
-be used is refused by column, qid and docno; nothing is turned into a string that was none.
+Nothing here uses a frame's index: rows are identified by position. An error for a wrong value names column, qid and
+docno; values that are not strings are not converted to strings.
 """
 
 import numbers
@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from ..common.arguments import check_text, check_whole
 from ..prompt.build import Candidate
 from ..reading.reader import CandidateList
 from ..reading.reading import Reading
@@ -37,10 +36,10 @@ class CandidateRows:
 
 
 def check_columns(frame: pd.DataFrame, names: Iterable[str]) -> None:
-    """Refuse a frame in which one of these columns stands twice; columns that are not there do not matter.
+    """Raise an error for a frame in which one of these columns is duplicate; missing columns are ignored.
 
     Raises:
-        ValueError: naming the column, or where columns have several levels.
+        ValueError: naming the column, or if columns have several levels.
     """
     if frame.columns.nlevels > 1:
         raise ValueError(
@@ -53,17 +52,10 @@ def check_columns(frame: pd.DataFrame, names: Iterable[str]) -> None:
             raise ValueError(f"the frame has {count} columns {name!r}: rename or drop all but one")
 
 
-def check_fields(text_field: object, title_field: object) -> None:
-    """Refuse names of columns that are no strings, or empty."""
-    check_text("text_field", text_field)
-    if title_field is not None:
-        check_text("title_field", title_field)
-
-
 def used_title_field(columns: Iterable[str], title_field: str | None, text_field: str = "text") -> str | None:
-    """The column of titles to read: of ``"auto"`` the column ``title``, where there is one; a name is that column.
+    """The column of titles to read: for ``"auto"`` the column ``title``, if there is one; else the named column.
 
-    A column ``title`` that is itself what is read as text is not read twice.
+    A column ``title`` that is read as text is not read as title too.
     """
     if title_field != "auto":
         return title_field
@@ -74,12 +66,12 @@ def used_title_field(columns: Iterable[str], title_field: str | None, text_field
 
 
 def candidate_lists(frame: pd.DataFrame) -> list[CandidateRows]:
-    """One list per query, in order of first appearance. Candidates go by ``rank``, else ``score``, else row order.
+    """One list per query, in order of first appearance, sorted by ``rank``, else ``score``, else row order.
 
     Raises:
-        TypeError: naming column and row of a qid or docno that is neither a string nor a whole number, or column, qid
-            and docno of a rank or score that is no number.
-        ValueError: naming the same where one is missing, and two unlike qids that are the same string.
+        TypeError: naming column and row of a qid or docno that is neither a string nor an integer, or column, qid and
+            docno of a rank or score that is not a number.
+        ValueError: naming the same for a missing value, and for two different qids that are the same string.
     """
     if len(frame) == 0:
         return []
@@ -104,17 +96,17 @@ def _ids(frame: pd.DataFrame, column: str) -> list[str]:
     values = list(frame[column])
     kinds: dict[str, bool] = {}
     for row, value in enumerate(values):
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole and not isinstance(value, str):
+        is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not is_integer and not isinstance(value, str):
             place = _row(frame, row, beside=column)
             if _is_missing(value):
                 raise ValueError(f"column {column!r} has a missing value in {place}")
             remedy = ".astype(int).astype(str)" if isinstance(value, numbers.Real) else ".astype(str)"
             raise TypeError(
-                f"column {column!r} has {_shown(value)} in {place}, but ids are strings or whole numbers: "
+                f"column {column!r} has {_shown(value)} in {place}, but ids are strings or integers: "
                 f"frame[{column!r}]{remedy}"
             )
-        if kinds.setdefault(str(value), whole) != whole and column == "qid":
+        if kinds.setdefault(str(value), is_integer) != is_integer and column == "qid":
             raise ValueError(
                 f"column 'qid' has {str(value)!r} both as a string and as a number, in "
                 f"{_row(frame, row, beside=column)} and before: if they are the same query, "
@@ -130,33 +122,33 @@ def _row(frame: pd.DataFrame, row: int, beside: str) -> str:
 
 
 def _numbers(frame: pd.DataFrame, column: str, rows: np.ndarray) -> np.ndarray:
-    """Numbers in some rows of a column, float64; strings of numbers count, as a file of runs may leave them."""
-    found = np.empty(len(rows))
+    """Numbers in some rows of a column, float64; strings of numbers are accepted, as read from a run file."""
+    values = np.empty(len(rows))
     for place, (row, value) in enumerate(zip(rows, frame[column].iloc[rows], strict=True)):
         if isinstance(value, str | numbers.Real | Decimal) and not isinstance(value, bool):
             try:
-                found[place] = float(value)
+                values[place] = float(value)
             except (ValueError, OverflowError):
-                found[place] = np.nan
+                values[place] = np.nan
         elif _is_missing(value):
-            found[place] = np.nan
+            values[place] = np.nan
         else:
             raise TypeError(f"{_where(frame, row)}: column {column!r} has {_shown(value)}, which is no number")
-        if np.isnan(found[place]):
+        if np.isnan(values[place]):
             shown = "a missing value" if _is_missing(value) else f"{_shown(value)}, which is no number"
             raise ValueError(f"{_where(frame, row)}: column {column!r} has {shown}")
-    return found
+    return values
 
 
-# What is read of a list
+# Texts of a list
 
 
 def query_text(frame: pd.DataFrame, candidates: CandidateRows) -> str:
     """The query of a list.
 
     Raises:
-        TypeError: naming the qid, where the query is no string.
-        ValueError: naming the qid, where the query is missing or not the same in all rows.
+        TypeError: naming the qid, if the query is not a string.
+        ValueError: naming the qid, if the query is missing or not the same in all rows.
     """
     texts = dict.fromkeys(_strings(frame, "query", candidates.rows))
     if any(_is_missing(value) for value in frame["query"].iloc[candidates.rows]):
@@ -172,7 +164,7 @@ def query_text(frame: pd.DataFrame, candidates: CandidateRows) -> str:
 def candidate_texts(
     frame: pd.DataFrame, candidates: CandidateRows, depth: int | None, text_field: str, title_field: str | None
 ) -> CandidateList:
-    """Query and documents of a list, down to a depth; the title's column as :func:`used_title_field` gives it."""
+    """Query and documents of a list, down to a depth; ``title_field`` as :func:`used_title_field` returns it."""
     top = candidates.rows[:depth]
     return CandidateList(
         candidates.qid, query_text(frame, candidates), documents(frame, top, text_field, title_field)
@@ -183,7 +175,7 @@ def documents(frame: pd.DataFrame, rows: np.ndarray, text_field: str, title_fiel
     """The candidates in some rows. A missing text or title counts as empty.
 
     Raises:
-        TypeError: naming column, qid and docno of what is neither a string nor missing.
+        TypeError: naming column, qid and docno of a value that is neither a string nor missing.
     """
     texts = _strings(frame, text_field, rows)
     titles = [""] * len(rows)
@@ -211,7 +203,7 @@ def _strings(
 
 
 def _as_string(column: str, value: object) -> str:
-    """How to make strings of a column's values."""
+    """How to convert a column's values to strings, for a message."""
     if isinstance(value, bytes | bytearray):
         return f"frame[{column!r}].str.decode('utf-8')"
     return f"frame[{column!r}].astype(str)" if isinstance(value, numbers.Number) else "make one string of it"
@@ -221,11 +213,11 @@ def _as_string(column: str, value: object) -> str:
 
 
 def first_stage_scores(frame: pd.DataFrame, candidates: CandidateRows, depth: int) -> np.ndarray:
-    """Scores of the first stage for so many candidates of a list, best first: float64.
+    """Scores of the first stage for the first ``depth`` candidates of a list, best first: float64.
 
     Raises:
-        TypeError: naming column, qid and docno of a score that is no number.
-        ValueError: naming the same of one that is missing or infinite.
+        TypeError: naming column, qid and docno of a score that is not a number.
+        ValueError: naming the same for a score that is missing or infinite.
     """
     rows = candidates.rows[:depth]
     scores = _numbers(frame, "score", rows)
@@ -241,27 +233,26 @@ def first_stage_scores(frame: pd.DataFrame, candidates: CandidateRows, depth: in
 
 
 def vector_rows(frame: pd.DataFrame, candidates: CandidateRows) -> tuple[list[Reading], list[np.ndarray]]:
-    """Reading and vector of the candidates of a list that carry head scores: its first ones.
+    """Reading and vector of the candidates of a list that have head scores: its first ones.
 
     Raises:
-        TypeError: naming qid and docno of head scores that are no array of real numbers.
-        ValueError: naming qid and docno: where no row has a vector, where one is missing before others, where a vector
-            comes without its reading, does not fit it or is not finite, or where the list mixes readings of unlike
-            models or settings.
+        TypeError: naming qid and docno of head scores that are not an array of real numbers.
+        ValueError: naming qid and docno: if no row has a vector, one is missing before others, a vector has no reading,
+            does not fit it or is not finite, or the list mixes readings of different models or settings.
     """
     values = frame["head_scores"].iloc[candidates.rows]
     vectors = [_vector(frame, row, value) for row, value in zip(candidates.rows, values, strict=True)]
     readings = list(frame["head_reading"].iloc[candidates.rows])
-    there = [vector is not None for vector in vectors]
-    count = sum(there)
+    has_vector = [vector is not None for vector in vectors]
+    count = sum(has_vector)
     if count == 0:
         raise ValueError(f"query {candidates.qid!r}: no candidate has head_scores")
-    if not all(there[:count]):
-        docno = _docno(frame, candidates.rows[there.index(False)])
+    if not all(has_vector[:count]):
+        docno = _docno(frame, candidates.rows[has_vector.index(False)])
         raise ValueError(f"query {candidates.qid!r}: document {docno!r} has no head_scores, but one below it has")
-    found = [vector for vector in vectors if vector is not None]
+    present = [vector for vector in vectors if vector is not None]
     first = readings[0]
-    for row, reading, vector in zip(candidates.rows[:count], readings, found, strict=False):
+    for row, reading, vector in zip(candidates.rows[:count], readings, present, strict=False):
         if not isinstance(reading, Reading):
             raise ValueError(f"{_where(frame, row)}: head_reading does not say what head_scores are")
         if vector.shape != (len(reading.heads),):
@@ -272,18 +263,18 @@ def vector_rows(frame: pd.DataFrame, candidates: CandidateRows) -> tuple[list[Re
             raise ValueError(f"{_where(frame, row)}: head_scores has numbers that are not finite")
         if reading is not first and not reading.same_but_heads(first):
             raise ValueError(
-                f"{_where(frame, row)}: its head_scores were read otherwise than those of other candidates"
+                f"{_where(frame, row)}: its head_scores were read with other settings than those before it"
             )
-    return readings[:count], found
+    return readings[:count], present
 
 
 def _vector(frame: pd.DataFrame, row: int, value: object) -> np.ndarray | None:
-    """The vector in a row; None where there is none, which may be None, NaN or NA."""
+    """The vector in a row; None if it is missing (None, NaN or NA)."""
     if _is_missing(value):
         return None
     try:
         vector = np.asarray(value)
-    except (TypeError, ValueError):  # lists of unlike lengths, for one
+    except (TypeError, ValueError):  # such as lists of different lengths
         vector = None
     if vector is None or vector.ndim == 0 or vector.dtype.kind not in "fiu":
         raise TypeError(f"{_where(frame, row)}: head_scores has {_shown(value)}, which is no array of real numbers")
@@ -299,14 +290,14 @@ def with_ranking(
     """A frame with a new ranking.
 
     Args:
-        inp: the frame, with a column ``qid``; it is left as it is.
-        scores: one finite number a row, by row position.
+        inp: the frame, with a column ``qid``; it is not changed.
+        scores: one finite number per row, by row position.
         further: further columns by name, by row position too.
 
     Returns:
-        All columns of the frame, then ``score`` (float64), ``rank`` (int64, 0 is the best of its query; of equal scores
-        the earlier row is better) and the further ones. Rows and index stay as they are; with PyTerrier's
-        ``STRICT_SORT`` whole rows, with their index, are sorted by qid and rank.
+        All columns of the frame, then ``score`` (float64), ``rank`` (int64, 0 is the best of its query; ties are ranked
+        in row order) and the further ones. Rows and index are unchanged; with PyTerrier's ``STRICT_SORT`` the rows,
+        with their index, are sorted by qid and rank.
 
     Raises:
         ValueError: naming the qid and docno of a score that is not finite.
@@ -324,7 +315,7 @@ def with_ranking(
 
 
 def _query_places(qids: pd.Series) -> np.ndarray:
-    """The place of each row's query in the order of qids, by which PyTerrier sorts where it does."""
+    """The position of each row's query in the order of qids, as in PyTerrier's ``STRICT_SORT``."""
     if isinstance(qids.dtype, pd.CategoricalDtype):
         return qids.cat.codes.to_numpy()
     values = list(qids)
@@ -335,9 +326,9 @@ def _query_places(qids: pd.Series) -> np.ndarray:
 
 
 def with_tail(scores: np.ndarray, length: int) -> np.ndarray:
-    """Scores of the first candidates, then for the rest of the list finite ones that fall from below them."""
+    """Scores of the first candidates, then for the rest of the list finite, decreasing ones below them."""
     lowest = scores.min()
-    step = max(1.0, abs(lowest) * 1e-6)  # one that is not lost to rounding
+    step = max(1.0, abs(lowest) * 1e-6)  # large enough not to be lost to rounding
     return np.concatenate([scores, lowest - step * np.arange(1, length - len(scores) + 1)])
 
 
@@ -350,16 +341,9 @@ def object_column(length: int) -> np.ndarray:
 
 
 def check_finite(scores: np.ndarray, qid: str) -> None:
-    """Refuse scores that are not finite, naming the qid."""
+    """Raise an error for scores that are not finite, naming the qid."""
     if not np.isfinite(scores).all():
         raise ValueError(f"query {qid!r}: attention scores are not finite; the model's dtype may overflow, try float32")
-
-
-def check_numbers(depth: int | None, batch_size: int) -> None:
-    """Refuse a depth or batch size that is no whole number from 1; a depth may be None."""
-    if depth is not None:
-        check_whole("depth", depth)
-    check_whole("batch_size", batch_size)
 
 
 def _where(frame: pd.DataFrame, row: int) -> str:

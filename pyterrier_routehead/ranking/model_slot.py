@@ -1,4 +1,4 @@
-"""Which model a transformer uses: the one it was given, the one that its heads name, or the default one."""
+"""Which model a transformer uses: the given model, the model that its heads belong to, or the default model."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class ModelSlot:
     def open(
         self, llm: FrozenLLM | str | None, *, named: ModelIdentity | None = None, max_layers: int | None = None
     ) -> FrozenLLM:
-        """The model that ``llm`` means, else the one that is named, else the default one; not loaded yet.
+        """The model that ``llm`` means, else the named model, else the default model; not loaded yet.
 
         Args:
             llm: a transformer's argument.
@@ -40,7 +40,7 @@ class ModelSlot:
             return self._made
 
     def identity(self, llm: FrozenLLM | str) -> ModelIdentity:
-        """Which model ``llm`` means; of one that is not in memory, its first layer is loaded to tell."""
+        """Which model ``llm`` means; if it is not in memory, its first layer is loaded to identify it."""
         with self._lock:
             if self._peeked is None or self._peeked[0] is not llm:
                 self._peeked = llm, FrozenLLM.of(llm).peek()

@@ -1,16 +1,28 @@
 """How transformers read candidate lists: their common arguments, declared once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyterrier as pt
 
-from ..common.arguments import check_flag, check_whole
+from ..common.arguments import (
+    argument,
+    by_value,
+    check_arguments,
+    check_flag,
+    check_text,
+    check_whole,
+    keep_iterators,
+    optional,
+    shown_arguments,
+    shown_if_set,
+)
 from ..common.notices import warn
 from ..detection.head_set import HeadSet
+from ..kernel.patterns import DEFAULT_PATTERN
 from ..model.frozen import FrozenLLM
 from ..reading.reader import ListReader, model_identity
 from ..reading.reading import (
@@ -23,76 +35,94 @@ from ..reading.reading import (
 )
 from ..reading.store import HeadScoreStore, kept_store
 from ..template import PromptTemplate
-from .frames import check_fields
 from .model_slot import ModelSlot
 from .policy import HeadPolicy
 from .registry import is_bundled_model, named_model
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a transformer finds its heads.
+
+    Attributes:
+        policy: makes the policy from the transformer, with its arguments and what it learnt, and the pattern in which
+            lists are read.
+    """
+
+    policy: Callable[[Any, str], HeadPolicy]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ReadsLists(pt.Transformer):
     """What all transformers of this package have in common that read candidate lists.
 
+    Each argument is declared with its check, which runs in the constructor and again at each call, since arguments may
+    be set in between. Those without one are settings, which :class:`ReadingSettings` checks.
+
     Args:
-        llm: a :class:`FrozenLLM` to share, a model's name, or None: on head scores for whichever model was read, on
-            text for the model that the heads belong to, else for SmolLM2-135M-Instruct.
+        llm: a :class:`FrozenLLM` to share, a model's name, or None: on head scores the model that was read, on text the
+            model that the heads belong to, else SmolLM2-135M-Instruct.
         prompt: a :class:`PromptTemplate` or the name of one. None, here as for the next five, means on head scores the
             value that they were read with, on text that of the head set, else the package's default (``"default"``). A
             value that differs from the frame's is an error, one that differs from the head set's on text a warning.
         document_order: ``"best_last"`` (the default) or ``"best_first"``.
         document_attention: ``"listwise"`` (the default) or ``"blockwise"``.
-        max_doc_tokens: title and text of each document are cut to so many tokens (150).
+        max_doc_tokens: title and text of each document are truncated to this many tokens (150).
         calibrate: whether to subtract the scores of the content-free query (True).
         token_filter: ``"head"`` (the default: 2-sigma filter per head), ``"sum"`` (after summing the heads, as the
             papers' code does; for re-rankers on text only) or ``"none"``.
-        depth: only so many candidates per query.
-        store: a :class:`HeadScoreStore`, or the folder of one: lists found there are not read again, others are added,
+        depth: maximum number of candidates per query.
+        store: a :class:`HeadScoreStore`, or the folder of one: lists in the store are not read again, others are added,
             with all heads of the layers that are run. Not used with ``token_filter="sum"``.
-        batch_size: how many lists are read in one pass.
+        batch_size: number of lists that are read in one pass.
         text_field: column of the documents' text.
-        title_field: column of the documents' titles; ``"auto"`` means ``title`` where there is such a column, None that
+        title_field: column of the documents' titles; ``"auto"`` means ``title`` if there is such a column, None that
             titles are not read.
         verbose: whether to show progress; None shows it in a terminal or notebook.
     """
 
-    llm: FrozenLLM | str | None = None
+    llm: FrozenLLM | str | None = argument(None, by_value(FrozenLLM.of))
     prompt: PromptTemplate | str | None = None
     document_order: str | None = None
     document_attention: str | None = None
     max_doc_tokens: int | None = None
     calibrate: bool | None = None
     token_filter: str | None = None
-    depth: int | None = None
-    store: HeadScoreStore | str | Path | None = None
-    batch_size: int = 1
-    text_field: str = "text"
-    title_field: str | None = "auto"
-    verbose: bool | None = None
+    depth: int | None = argument(None, optional(check_whole))
+    store: HeadScoreStore | str | Path | None = argument(None, by_value(kept_store))
+    batch_size: int = argument(1, check_whole)
+    text_field: str = argument("text", check_text)
+    title_field: str | None = argument("auto", optional(check_text))
+    verbose: bool | None = argument(None, optional(check_flag))
     _models: ModelSlot = field(init=False, default_factory=ModelSlot)
+    _method: ClassVar[Method]
 
     __hash__ = object.__hash__  # PyTerrier's follows the repr, which settings change
 
     def __post_init__(self) -> None:
-        self.store = kept_store(self.store)  # the same folder wherever the process goes later
-        self._check()  # a wrong value is refused here, not in the middle of a run
+        keep_iterators(self)
+        self.store = kept_store(self.store)  # the same folder if the process changes its directory
+        self._check()  # raises an error for a wrong value here, not in the middle of a run
+
+    def __repr__(self) -> str:
+        shown = [*shown_arguments(self), shown_if_set("depth", self.depth)]
+        return f"{type(self).__name__}({', '.join(filter(None, shown))})"
 
     def _check(self) -> ReadingSettings:
-        """Refuse wrong arguments; the settings as they are without a head set."""
-        if self.depth is not None:
-            check_whole("depth", self.depth)
-        check_whole("batch_size", self.batch_size)
-        check_fields(self.text_field, self.title_field)
-        if self.verbose is not None:
-            check_flag("verbose", self.verbose)
-        kept_store(self.store)
-        FrozenLLM.of(self.llm)
-        return resolve_settings(self._given())
+        """Raise an error for wrong arguments; the settings for text."""
+        check_arguments(self)
+        resolve_settings(self._given())  # before heads are looked up by them
+        return self._settings(self._policy())
+
+    def _policy(self, document_attention: str | None = None) -> HeadPolicy:
+        """The heads for lists that are read in this pattern, or in that of the arguments."""
+        return self._method.policy(self, document_attention or self.document_attention or DEFAULT_PATTERN)
 
     def _given(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SETTING_NAMES}
 
     def _settings(self, policy: HeadPolicy) -> ReadingSettings:
-        """How text is read for a policy: as set by hand, else as its head set says."""
+        """How text is read for a policy: as set by hand, else as its head set states."""
         return resolve_settings(self._given(), None if policy.head_set is None else policy.head_set.settings)
 
     def _reader(self, policy: HeadPolicy, hidden_layers: Sequence[int] = ()) -> ListReader:
@@ -110,27 +140,22 @@ class ReadsLists(pt.Transformer):
 
 
 def check_model(policy: HeadPolicy, model: ModelIdentity) -> None:
-    """Refuse a model that a policy's heads are not for; other weights of a bundled set's model are a warning."""
+    """Raise an error for a model that a policy's heads are not for; warn of other weights of a bundled set's model."""
     head_set = policy.head_set
-    if head_set is None:  # heads by number are of no model
+    if head_set is None:  # heads by number belong to no model
         return
     if not policy.bundled or not is_bundled_model(model.name):
         head_set.check_model(model, allow_mismatch=policy.allow_mismatch)
     elif not head_set.model.is_same(model):
-        warn(f"the heads that come with the package were found in {head_set.model}, not in {model}")
+        warn(f"the bundled heads were found in {head_set.model}, not in {model}")
 
 
 def _warn_of_other_settings(given: Mapping[str, Any], head_set: HeadSet) -> None:
-    own = settings_by_hand(given)
-    known = {name: head_set.settings[name] for name in own if name in head_set.settings}
-    own = {name: own[name] for name in known}
-    if own != known:
-        warn(f"the head set's scores were read otherwise than set by hand: {shown_settings(own, known)}")
-
-
-def shown_depth(transformer: ReadsLists) -> str:
-    """For a repr: the depth, where there is one."""
-    return "" if transformer.depth is None else f", depth={transformer.depth}"
+    by_hand = {name: value for name, value in settings_by_hand(given).items() if name in head_set.settings}
+    expected = {name: head_set.settings[name] for name in by_hand}
+    if by_hand != expected:
+        different = shown_settings(by_hand, expected)
+        warn(f"the head set's scores were read with other settings than set by hand: {different}")
 
 
 def as_depth(depth: int | np.integer | None) -> int | None:

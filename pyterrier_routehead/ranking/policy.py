@@ -1,4 +1,4 @@
-"""Who says which heads rank a query: a fixed set for all of them, or a router for each."""
+"""Which heads rank a query: the same ones for all queries, or those that a router selects per query."""
 
 import re
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from ..common.errors import NotFittedError
+from ..common.notices import warn
 from ..detection.head_set import HeadSet
 from ..heads import Head, HeadsLike, describe_heads, is_all, layers_needed, parse_heads
 from ..kernel.patterns import DEFAULT_PATTERN
@@ -18,6 +19,7 @@ from .registry import is_bundled, named_heads, names
 
 _NAMED = re.compile(r"(core|qr)-(.*[a-z].*)")
 
+
 @dataclass(frozen=True)
 class QueryList:
     """A query with the candidates that are to be ranked.
@@ -25,10 +27,10 @@ class QueryList:
     Attributes:
         qid: the query's id.
         rows: positions of the candidates in the frame, best of the first stage first.
-        query: its text; None where nobody asks for it.
-        first_stage: the first stage's scores, float64 [candidates]; None where nobody asks for them.
-        tail: positions of the query's other rows, which keep their order behind those.
-        part_of: of a part, the list that it is of, with the numbers of its candidates there.
+        query: its text; None unless it was requested.
+        first_stage: the first stage's scores, float64 [candidates]; None unless they were requested.
+        tail: positions of the query's other rows, which keep their order below the candidates.
+        part_of: for a part, the complete list, with the numbers of the part's candidates in it.
     """
 
     qid: str
@@ -40,14 +42,14 @@ class QueryList:
 
     @property
     def known_query(self) -> str:
-        """The query, for who asked for it."""
-        assert self.query is not None, "the query was not asked for"
+        """The query, where it was requested."""
+        assert self.query is not None, "the query was not requested"
         return self.query
 
     @property
     def known_first_stage(self) -> np.ndarray:
-        """The first stage's scores, for who asked for them."""
-        assert self.first_stage is not None, "the first stage's scores were not asked for"
+        """The first stage's scores, where they were requested."""
+        assert self.first_stage is not None, "the first stage's scores were not requested"
         return self.first_stage
 
     def part(self, numbers: Sequence[int] | np.ndarray) -> "QueryList":
@@ -63,9 +65,9 @@ class Choice:
 
     Attributes:
         heads: the heads, or ``"all"``.
-        weights: of each in the sum, float64 [heads]; None for 1 each.
-        standardise: whether each head's scores are standardised within the list before they are summed, and the first
-            stage's are added to the sum as it is.
+        weights: the weight of each head in the sum, float64 [heads]; None for 1 each.
+        standardise: whether each head's scores are standardised within the list before they are summed; the first
+            stage's scores are then added to a sum that is not standardised again.
     """
 
     heads: HeadsLike
@@ -74,13 +76,13 @@ class Choice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The heads that count, as ``"layer-head"`` strings."""
+        """The heads with a weight other than 0, as ``"layer-head"`` strings."""
         weights = np.ones(len(self.heads)) if self.weights is None else self.weights
         return tuple(str(head) for head, weight in zip(self.heads, weights, strict=True) if weight)
 
 
 class EmbedsQueries(Protocol):
-    """What gives a router the hidden state that stands for a query."""
+    """Gives a router the hidden state that represents a query."""
 
     def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
         """Float32 [hidden size]."""
@@ -91,12 +93,12 @@ class HeadPolicy(Protocol):
 
     Attributes:
         heads: all that it may choose, or ``"all"``.
-        head_set: the set that the heads are of, with its model and settings; None for heads by number.
-        bundled: whether that set came with the package: then other weights of its model are a warning, no error.
-        allow_mismatch: whether other weights of the model's shape, or scores that were read otherwise, will do.
-        needs_query: whether queries are wanted behind a scorer too.
-        needs_hidden_state: whether the scorer's ``hidden_state`` is.
-        needs_first_stage: whether the first stage's scores are.
+        head_set: the set that the heads are from, with its model and settings; None for heads by number.
+        bundled: whether that set is bundled with the package: other weights of its model are then only a warning.
+        allow_mismatch: whether to accept other weights of the model's shape, and scores read with other settings.
+        needs_query: whether it requires queries behind a scorer too.
+        needs_hidden_state: whether it requires the scorer's ``hidden_state``.
+        needs_first_stage: whether it requires the first stage's scores.
     """
 
     @property
@@ -122,7 +124,10 @@ class HeadPolicy(Protocol):
 
     @property
     def layers(self) -> int | None:
-        """Of how many layers the model is needed at most; None for all."""
+        """How many of the model's layers are needed at most; None for all."""
+
+    def before_ranking(self, first_stage_weight: float) -> None:
+        """Raise an error if there are no heads yet; warn of a first stage's weight that does not suit them."""
 
     def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
         """The heads to read of a list, before it is read."""
@@ -152,17 +157,17 @@ class FixedHeads:
         bundled: bool = False,
         allow_mismatch: bool = False,
     ) -> "FixedHeads":
-        """Heads by number; those of a set that rank; or those of a set by its name with its method.
+        """Heads by number, the ranking heads of a set, or those of a set by its name with its method.
 
         Args:
             heads: ``"all"``, heads, a set, or a name such as ``"core-llama-3.1-8b"``.
-            document_attention: how lists are read: bundled sets by name differ in this.
-            bundled: whether a set came with the package.
+            document_attention: how lists are read: there is a bundled set for each pattern.
+            bundled: whether a set is bundled with the package.
             allow_mismatch: see :class:`HeadPolicy`.
 
         Raises:
             TypeError: for None.
-            ValueError: for what names no heads.
+            ValueError: for a name or list that names no heads.
         """
         if heads is None:
             raise TypeError("heads are missing: 'all', a list of heads, a HeadSet, or the name of one")
@@ -181,6 +186,9 @@ class FixedHeads:
         """Up to the deepest head."""
         return layers_needed(self.heads)
 
+    def before_ranking(self, first_stage_weight: float) -> None:
+        """Any weight suits fixed heads."""
+
     def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
         """The heads."""
         return Choice(self.heads)
@@ -192,7 +200,7 @@ class FixedHeads:
 
 @dataclass(frozen=True)
 class RoutedHeads:
-    """A router's heads for every query (RouteHead, arXiv 2604.24608)."""
+    """The heads that a router selects per query (RouteHead, arXiv 2604.24608)."""
 
     router: HeadRouter
     bundled: bool = False
@@ -205,39 +213,49 @@ class RoutedHeads:
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """Those of the pool."""
+        """The pool's heads."""
         return self.router.pool.heads
 
     @property
     def needs_query(self) -> bool:
-        """To embed it by itself."""
+        """To embed the query alone."""
         return self.router.state.source == "query"
 
     @property
     def needs_hidden_state(self) -> bool:
-        """Of the pass that read the heads."""
+        """To embed the query by the pass that read the heads."""
         return not self.needs_query
 
     @property
     def needs_first_stage(self) -> bool:
-        """For a router that looks at the list."""
+        """As evidence, if the router uses the list's evidence."""
         return self.router.uses_evidence
 
     @property
     def layers(self) -> int:
-        """Whichever heads the next query is given, the model is loaded once."""
+        """Enough for every head of the pool, so that the model is loaded once."""
         return max(*(head.layer + 1 for head in self.heads), self.router.state.layer + 1)
 
+    def before_ranking(self, first_stage_weight: float) -> None:
+        """Warn of a first stage's weight that the heads' weights were not trained for."""
+        if not self.router.standardises:
+            return
+        trained_for = self.router.report.get("first stage's weight", first_stage_weight)
+        if trained_for != first_stage_weight:
+            warn(
+                f"the router's weights were learnt for first_stage_weight={trained_for:g}, not {first_stage_weight:g}"
+            )
+
     def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
-        """The heads with a weight; all of the pool where the router looks at the list too."""
+        """The heads with a weight; all of the pool if the router uses the list's evidence."""
         state = embedder.embed(candidates, self.router.state)
         if self.router.uses_evidence:
-            return _Asked(self.router.pool.heads, state=state)
+            return _Undecided(self.router.pool.heads, state=state)
         return self._weighed(self.router.route(state))
 
     def refine(self, choice: Choice, candidates: QueryList, vectors: np.ndarray) -> Choice:
-        """As chosen, or as the list's own evidence says."""
-        if not isinstance(choice, _Asked):
+        """As chosen, or by the list's evidence."""
+        if not isinstance(choice, _Undecided):
             return choice
         evidence = list_evidence(vectors, candidates.known_first_stage)
         return self._weighed(self.router.route(choice.state, evidence), self.router.pool.heads)
@@ -246,25 +264,25 @@ class RoutedHeads:
         pool, standardise = self.router.pool.heads, self.router.standardises
         if read is not None:
             return Choice(read, weights, standardise)
-        there = np.flatnonzero(weights)
-        if not len(there):
-            there = np.array([0])  # something must be read, if only to weigh nothing
-        return Choice(tuple(pool[i] for i in there), weights[there], standardise)
+        weighted = np.flatnonzero(weights)
+        if not len(weighted):
+            weighted = np.array([0])  # at least one head must be read, even with a weight of 0
+        return Choice(tuple(pool[i] for i in weighted), weights[weighted], standardise)
 
 
 @dataclass(frozen=True)
-class _Asked(Choice):
-    """Heads whose weights the list itself will tell."""
+class _Undecided(Choice):
+    """Heads whose weights depend on the list's evidence, with the query's embedding."""
 
     state: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
 class Unfitted:
-    """No heads yet: says what columns will be needed, and ranks nothing.
+    """No heads yet: states which columns will be needed, and cannot rank.
 
     Attributes:
-        message: what to say to who would rank by it.
+        message: the error that ranking raises.
     """
 
     message: str
@@ -277,12 +295,16 @@ class Unfitted:
     bundled: ClassVar[bool] = False
     allow_mismatch: ClassVar[bool] = False
 
+    def before_ranking(self, first_stage_weight: float) -> None:
+        """Raise the error."""
+        raise NotFittedError(self.message)
+
     def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
-        """Refused."""
+        """Raise the error."""
         raise NotFittedError(self.message)
 
     def refine(self, choice: Choice, candidates: QueryList, vectors: np.ndarray) -> Choice:
-        """Refused."""
+        """Raise the error."""
         raise NotFittedError(self.message)
 
 
@@ -292,7 +314,7 @@ def _with_method(name: str) -> list[str]:
 
 
 def shown_heads(heads: HeadsLike | HeadSet) -> str:
-    """A few words on what a transformer was given as heads, for its repr."""
+    """A short description of a transformer's heads, for its repr."""
     if isinstance(heads, str) and _NAMED.fullmatch(heads):
         return repr(heads)
     return describe_heads(heads.ranking.heads if isinstance(heads, HeadSet) else heads)

@@ -1,4 +1,4 @@
-"""Head sets and routers that can be asked for by name: the papers' published lists, and what comes with the package.
+"""Head sets and routers by name: the papers' published lists, and those that are bundled with the package.
 
 The bundled ones are for SmolLM2-135M-Instruct. They were found by ``python examples/head_detection.py --steps ship``
 and ``python examples/routing.py --steps ship`` on clean training claims of SciFact (claims CC BY 4.0, abstracts ODC-By)
@@ -28,13 +28,13 @@ _RERANKERS = {"core": "CoReHeadReranker", "qr": "QRHeadReranker", "route": "Rout
 
 @dataclass(frozen=True)
 class Named:
-    """Something that can be asked for by name.
+    """A head set or router with a name.
 
     Attributes:
         method: ``"core"``, ``"qr"`` or ``"route"``.
-        name: what its re-ranker is given.
-        model: the model it belongs to.
-        document_attention: how lists are read for it.
+        name: the name that its re-ranker accepts.
+        model: the model that it belongs to.
+        document_attention: the patterns in which lists can be read for it.
         origin: ``"published"`` by the paper's authors, or ``"bundled"``: found by this package.
     """
 
@@ -47,38 +47,40 @@ class Named:
 
 @cache
 def _named() -> tuple[Named, ...]:
-    found = []
+    known = []
     for method in ("core", "qr"):
         for full in PUBLISHED:
             if full.startswith(f"{method}-"):
                 name = full.removeprefix(f"{method}-").removeprefix("nq-")
-                found.append(Named(method, name, published_heads(full).model.name, (DEFAULT_PATTERN,), "published"))
-    patterns = {
-        "core": [own for own in PATTERNS if (_SETS / f"core-{own}").is_dir()],
-        "qr": [own for own in PATTERNS if (_SETS / f"ndcg@10-{own}").is_dir()],
-        "route": [own for own in PATTERNS if (_ROUTERS / own).is_dir()],
+                known.append(Named(method, name, published_heads(full).model.name, (DEFAULT_PATTERN,), "published"))
+    bundled = {
+        "core": [pattern for pattern in PATTERNS if (_SETS / f"core-{pattern}").is_dir()],
+        "qr": [pattern for pattern in PATTERNS if (_SETS / f"ndcg@10-{pattern}").is_dir()],
+        "route": [pattern for pattern in PATTERNS if (_ROUTERS / pattern).is_dir()],
     }
-    found += [Named(method, BUNDLED_MODEL, DEFAULT_MODEL, tuple(own), "bundled") for method, own in patterns.items()]
-    return tuple(found)
+    known += [
+        Named(method, BUNDLED_MODEL, DEFAULT_MODEL, tuple(patterns), "bundled") for method, patterns in bundled.items()
+    ]
+    return tuple(known)
 
 
 def available() -> pd.DataFrame:
-    """Everything that a re-ranker can be given by name, one row each.
+    """Everything that a re-ranker accepts by name, one row each.
 
     Returns:
         Columns ``reranker`` (class), ``name`` (its first argument), ``model``, ``document_attention`` and ``origin``
         (published by the paper's authors, or bundled with this package).
     """
     rows = [
-        (_RERANKERS[own.method], own.name, own.model, ", ".join(own.document_attention), own.origin)
-        for own in _named()
+        (_RERANKERS[entry.method], entry.name, entry.model, ", ".join(entry.document_attention), entry.origin)
+        for entry in _named()
     ]
     return pd.DataFrame(rows, columns=["reranker", "name", "model", "document_attention", "origin"])
 
 
 def names(method: str) -> list[str]:
-    """What can be asked for by name of a method: ``"core"``, ``"qr"`` or ``"route"``."""
-    return [own.name for own in _named() if own.method == method]
+    """The names that a method knows: ``"core"``, ``"qr"`` or ``"route"``."""
+    return [entry.name for entry in _named() if entry.method == method]
 
 
 def named_heads(method: str, name: str, document_attention: str = DEFAULT_PATTERN) -> HeadSet:
@@ -88,17 +90,17 @@ def named_heads(method: str, name: str, document_attention: str = DEFAULT_PATTER
         method: ``"core"`` or ``"qr"``.
         name: of a model, as :func:`available` lists it; QRHead's lists are those found on NQ, ``"lme-..."`` those found
             on LongMemEval.
-        document_attention: for bundled sets, since the heads that rank well differ.
+        document_attention: for bundled sets, since the heads that rank well differ between patterns.
 
     Raises:
-        TypeError: for a name that is no string.
-        ValueError: for an unknown name, listing the known ones; or a bundled set that is not there for this pattern.
+        TypeError: for a name that is not a string.
+        ValueError: for an unknown name, listing the known ones; or a bundled set that is missing for this pattern.
     """
     check_choice("method", method, tuple(_CRITERION))
-    own = _find(method, name, document_attention)
-    if own.origin == "bundled":
+    entry = _find(method, name, document_attention)
+    if entry.origin == "bundled":
         return _bundled_set(_CRITERION[method], document_attention)
-    return _published(method, own.name)
+    return _published(method, entry.name)
 
 
 def named_router(name: str, document_attention: str = DEFAULT_PATTERN) -> HeadRouter:
@@ -108,43 +110,47 @@ def named_router(name: str, document_attention: str = DEFAULT_PATTERN) -> HeadRo
 
 
 def is_bundled(method: str, name: str) -> bool:
-    """Whether what has this name came with the package."""
-    return any(own.origin == "bundled" for own in _named() if (own.method, own.name) == (method, _short(method, name)))
+    """Whether the head set or router of this name is bundled with the package."""
+    key = method, _short(method, name)
+    return any(entry.origin == "bundled" for entry in _named() if (entry.method, entry.name) == key)
 
 
 def how_to_get_heads(method: str) -> str:
-    """For the error of a re-ranker that has nothing to rank by."""
+    """For the error of a re-ranker without heads."""
     what = "a HeadRouter" if method == "route" else "a HeadSet"
     known = ", ".join(repr(name) for name in names(method))
-    return f"fit it, or give it {what}, or one by name: {known} (pyterrier_routehead.available() says for which models)"
+    return f"fit it, or give it {what}, or one by name: {known} (pyterrier_routehead.available() lists their models)"
 
 
 def named_model(head_set: HeadSet, bundled: bool) -> ModelIdentity | None:
-    """The model that a set is for, to be loaded by name; None where the default model stands in for it."""
-    # Without the file that they were found in, bundled heads rank with the hub's weights, as the default model does.
+    """The model of a set, to be loaded by name; None if the default model is used instead."""
+    # Without the packaged weights that they were found in, bundled heads rank with the Hub's weights, as the default
+    # model does.
     return None if bundled and packaged_gguf() is None else head_set.model
 
 
 def is_bundled_model(name: str) -> bool:
-    """Whether a model's id, folder or file is called as SmolLM2-135M-Instruct's is; its weights may be others."""
+    """Whether a model's id, folder or file has the name of SmolLM2-135M-Instruct; its weights may differ."""
     return Path(name).name == Path(DEFAULT_MODEL).name or names_packaged_gguf(name)
 
 
 def _find(method: str, name: str, document_attention: str) -> Named:
     check_text("name", name)
     check_choice("document_attention", document_attention, PATTERNS)
-    named = {own.name: own for own in _named() if own.method == method}
-    own = named.get(_short(method, name))
-    if own is None:
+    named = {entry.name: entry for entry in _named() if entry.method == method}
+    entry = named.get(_short(method, name))
+    if entry is None:
         raise ValueError(f"{_RERANKERS[method]} knows no {name!r}: {', '.join(map(repr, named))}")
-    if own.origin == "bundled" and document_attention not in own.document_attention:
-        has = " and ".join(own.document_attention) or "nothing"
-        raise ValueError(f"{name!r} of {_RERANKERS[method]} is there for {has}, not for {document_attention!r}")
-    return own
+    if entry.origin == "bundled" and document_attention not in entry.document_attention:
+        available_for = " and ".join(entry.document_attention) or "no pattern"
+        raise ValueError(
+            f"{name!r} of {_RERANKERS[method]} is available for {available_for}, not for {document_attention!r}"
+        )
+    return entry
 
 
 def _short(method: str, name: str) -> str:
-    """A name without its method and without the data that QRHead's lists are on unless another is named."""
+    """A name without its method, and without ``"nq-"``, the default data of QRHead's lists."""
     return name.removeprefix(f"{method}-").removeprefix("nq-")
 
 

@@ -1,4 +1,4 @@
-"""`HeadReranker`: what the re-rankers are made of, whoever says which heads rank."""
+"""`HeadReranker`: what all re-rankers share; each has a method, which chooses the heads."""
 
 import sys
 from dataclasses import dataclass
@@ -7,17 +7,16 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from ..common.arguments import check_number
-from ..common.errors import MismatchError, NotFittedError
+from ..common.arguments import argument, check_number
+from ..common.errors import MismatchError
 from ..common.progress import with_progress
 from ..kernel.aggregate import AGGREGATIONS
-from ..kernel.patterns import DEFAULT_PATTERN
 from ..model.frozen import FrozenLLM
 from ..reading.reader import model_identity
-from ..reading.reading import Reading, ReadingSettings
+from ..reading.reading import Reading
 from .frames import check_columns, object_column, used_title_field, with_ranking, with_tail
 from .options import ReadsLists, check_model
-from .policy import HeadPolicy, Unfitted
+from .policy import HeadPolicy
 from .rank import rank
 from .sources import FrameSource, ScoreSource, TextSource
 
@@ -26,50 +25,43 @@ _USED = ("qid", "docno", "rank", "score", "head_scores", "head_reading", "head_s
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class HeadReranker(ReadsLists):
-    """Ranks candidates by attention heads. Subclasses say which, and hold nothing but arguments and what they learnt.
+    """Ranks candidates by attention heads.
 
-    Required input columns: ``qid``, ``docno`` and either ``head_scores`` with ``head_reading`` (used where both are
-    there), or ``query`` and ``text_field`` (and ``title_field``); ``rank`` or ``score``, if there, give the candidates'
-    order; ``score`` is needed for ``first_stage_weight``.
+    A subclass has a method that chooses the heads. It holds its arguments and what it learnt, and overrides nothing
+    here but ``transform`` and ``fit``.
+
+    Required input columns: ``qid``, ``docno`` and either ``head_scores`` with ``head_reading`` (preferred), or
+    ``query`` and ``text_field`` (and ``title_field``). ``rank`` or ``score``, if present, give the candidates' order;
+    ``score`` is required for ``first_stage_weight``.
 
     Output columns: all input columns, with new ``score`` (float64) and ``rank``. Rows keep their order, which also
-    breaks ties. Candidates below ``depth``, and trailing ones without a vector, keep their order behind the others,
-    with finite falling scores.
+    breaks ties. Candidates below ``depth``, and trailing ones without a vector, keep their first-stage order below the
+    re-ranked ones.
 
     A list-wise list beyond the model's context is ranked in windows that slide from its tail to its head, with a
     warning; scores then fall along the ranking, but only those of the last window are attention.
 
     Args:
         first_stage_weight: weight of the first stage's score, added after both sides are standardised over the
-            candidates of the query that are re-ranked (within a window, over those in it); 0 leaves it out.
+            re-ranked candidates of the query (in sliding windows, over the candidates of a window); 0 leaves it out.
 
     Raises:
         TypeError: naming the argument of a wrong type, in the constructor or, where it was set later, at the next call;
-            or column, qid and docno of what is no text, id or number.
-        ValueError: naming the argument of a wrong value, likewise; a column that stands twice; or column and qid of
-            what is missing or not finite.
+            or naming column, qid and docno of a value that is not a text, id or number.
+        ValueError: naming the argument of a wrong value, likewise; naming a duplicate column; or naming column and qid
+            of a value that is missing or not finite.
         InputValidationError: PyTerrier's, naming the columns that a frame lacks.
-        NotFittedError: where there are no heads to rank by yet.
-        MismatchError: for head scores of another model, or read otherwise, than was asked for or the head set says.
-        ListTooLongError: naming the qid of a list that does not fit into the model's context and cannot be cut.
+        NotFittedError: if there are no heads to rank by yet.
+        MismatchError: for head scores of another model, or read with other settings, than the arguments or the head set
+            state.
+        ListTooLongError: naming the qid of a list that does not fit into the model's context and cannot be truncated.
     """
 
-    first_stage_weight: float = 0.0
+    first_stage_weight: float = argument(0.0, check_number)
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Rank anew; see the class."""
+        """Re-rank; see the class."""
         return with_ranking(inp, self._scored(inp)[0])
-
-    def _policy(self, document_attention: str) -> HeadPolicy:
-        """Which heads rank lists that are read in this pattern."""
-        raise NotImplementedError
-
-    def _warn_of(self, policy: HeadPolicy) -> None:
-        """Warn of what may be a mistake, once there is something to rank."""
-
-    def _check(self) -> ReadingSettings:
-        check_number("first_stage_weight", self.first_stage_weight)
-        return super()._check()
 
     def _scored(self, inp: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """For each row the new score, and the choice of heads that gave it; None below the depth."""
@@ -78,9 +70,7 @@ class HeadReranker(ReadsLists):
         source = self._scores(inp, policy)
         scores, choices = np.zeros(len(inp)), object_column(len(inp))
         if len(inp):
-            if isinstance(policy, Unfitted):
-                raise NotFittedError(policy.message)
-            self._warn_of(policy)
+            policy.before_ranking(self.first_stage_weight)
             lists = source.lists(self.depth, query=policy.needs_query, first_stage=self._weighs(policy))
             ranked = rank(lists, source, policy, first_stage_weight=self.first_stage_weight)
             for ranked_list in with_progress(ranked, total=len(lists), desc=str(self), verbose=self.verbose):
@@ -90,17 +80,17 @@ class HeadReranker(ReadsLists):
                     choices[row] = choice
         return scores, choices
 
-    def _pattern(self, inp: pd.DataFrame) -> str:
-        """How the lists of a frame are read, as far as is known before anything is looked at."""
+    def _pattern(self, inp: pd.DataFrame) -> str | None:
+        """The pattern in which a frame's head scores were read, unless one is set by hand; None for text."""
         if self.document_attention is None and {"head_scores", "head_reading"} <= set(inp.columns):
             for reading in inp["head_reading"]:
                 if isinstance(reading, Reading):
                     return reading.settings.document_attention
-        return self.document_attention or DEFAULT_PATTERN
+        return None
 
     def _scores(self, inp: pd.DataFrame, policy: HeadPolicy, *, by_head: bool = False) -> ScoreSource:
-        """Where a frame's head scores come from; refuses one that has neither scores nor text. Loads nothing yet."""
-        check_columns(inp, _USED)  # and columns of several levels, in which nothing can be found
+        """The source of a frame's head scores; raises an error without scores or text. Loads nothing yet."""
+        check_columns(inp, _USED)  # also raises an error for columns of several levels
         weighed = ["score"] if self._weighs(policy) else []
         beside = ["query"] * policy.needs_query + ["hidden_state"] * policy.needs_hidden_state
         title = used_title_field(inp.columns, self.title_field, self.text_field)
@@ -108,7 +98,7 @@ class HeadReranker(ReadsLists):
         check_columns(inp, text)
         with pt.validate.any(inp, context=self) as mode:
             mode.result_frame(["head_scores", "head_reading", *beside, *weighed], mode="vectors")
-            # Vectors that lost their reading must not be passed over in silence.
+            # Vectors that lost their reading must not be ignored silently.
             mode.columns(includes=["qid", "docno", *text, *weighed], excludes=["head_scores"], mode="text")
         if mode.mode == "text":
             return TextSource(
@@ -134,11 +124,11 @@ class HeadReranker(ReadsLists):
         )
 
     def _weighs(self, policy: HeadPolicy) -> bool:
-        """Whether the first stage's scores are wanted."""
+        """Whether the first stage's scores are required."""
         return bool(self.first_stage_weight) or policy.needs_first_stage
 
     def _accept(self, reading: Reading, policy: HeadPolicy) -> None:
-        """Refuse head scores that were read otherwise than set by hand, or that the heads are not for."""
+        """Raise an error for head scores read with other settings than set by hand, or that the heads are not for."""
         reading.check_settings(self._given())
         if self.title_field not in ("auto", reading.title_field):
             raise MismatchError(
@@ -150,7 +140,7 @@ class HeadReranker(ReadsLists):
         if policy.head_set is not None:
             check_model(policy, reading.model)
             policy.head_set.check_settings(reading.settings, allow_mismatch=policy.allow_mismatch)
-            reading.columns(policy.heads)  # also those that only another query's list will be ranked by
+            reading.columns(policy.heads)  # also heads that are used for other queries only
 
     def _embedding_model(self, reading: Reading, layers: int) -> FrozenLLM:
         """The model of a reading, to embed queries with."""

@@ -1,8 +1,8 @@
 """Lists that do not fit into one prompt: a window slides from the tail of the list to its head.
 
-As in RankGPT and ICR: the window over the last candidates is ranked, its better half moves on into the next window, and
-so on up to the head. Scores of different windows cannot be compared, so those of the last window stay and everything it
-left behind gets scores that fall from below them, in the order in which the windows left it.
+As in RankGPT and ICR: the window over the last candidates is ranked, its better half moves into the next window, and so
+on up to the head. Scores of different windows cannot be compared, so only those of the last window are kept. Candidates
+that earlier windows left behind get decreasing scores below them, in the resulting order.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ def slide_windows(
     Args:
         lengths: tokens of each candidate, best first.
         budget: tokens that the candidates of one window may take.
-        rank: scores the candidates (by number) of one window, given in their present order, best first.
+        rank: scores the candidates (by number) of one window, given in their current order, best first.
 
     Returns:
-        One score a candidate, float64; their order is the ranking.
+        One score per candidate, float64; their order is the ranking.
 
     Raises:
-        ListTooLongError: where the prompt leaves nothing for documents, or naming the number of a candidate that fits
-            no window.
+        ListTooLongError: if the prompt leaves no tokens for documents, or naming the number of a candidate that fits
+            into no window.
     """
     if budget < 1:
         raise ListTooLongError(

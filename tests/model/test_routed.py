@@ -813,7 +813,7 @@ def test_lists_that_tell_nothing_are_left_out_and_not_read(llm):
 def test_too_little_to_learn_from_is_refused(llm, scored):
     for qids, message in ((["1-0"], "0 training lists"), (["1-0", "1-1"], "1 training lists")):
         few = scored["train"][scored["train"]["qid"].isin(qids)]
-        with pytest.raises(ValueError, match=f"{message} tell something about heads: too few to learn from"):
+        with pytest.raises(ValueError, match=f"{message} are informative: too few to learn from"):
             by_options(llm=llm, **SMALL).fit(few, TRAIN_QRELS)
     with pytest.raises(ValueError, match="do the qids and docnos of topics and qrels agree"):
         by_options(llm=llm, **SMALL).fit(scored["train"], VALID_QRELS)

@@ -771,7 +771,7 @@ def test_text_is_read_as_the_set_says(llm):
 def test_a_value_by_hand_that_differs_from_the_sets_counts_and_warns(llm, setting, value, message):
     own = HeadSet.of("1-0,2-3", model=model_identity(llm), settings=ReadingSettings())
     expected = StaticHeadReranker("1-0,2-3", llm=llm, **{setting: value})(two_queries())["score"]
-    with pytest.warns(UserWarning, match=f"read otherwise than set by hand: {message}"):
+    with pytest.warns(UserWarning, match=f"read with other settings than set by hand: {message}"):
         out = StaticHeadReranker(own, llm=llm, **{setting: value})(two_queries())
     np.testing.assert_allclose(out["score"], expected, atol=1e-6)
 

@@ -252,7 +252,7 @@ def test_f8_a_reading_says_whether_titles_were_read():
     assert not read.same_but_heads(unread)
     assert read.same_but_heads(replace(read, title_field="headline"))
     mixed = pd.concat([scorers[0](inp).iloc[:2], scorers[1](inp).iloc[2:]])
-    with pytest.raises(ValueError, match=r"query 'q1', document 'q1-d2': .*read otherwise"):
+    with pytest.raises(ValueError, match=r"query 'q1', document 'q1-d2': .*read with other settings"):
         StaticHeadReranker(HEADS)(mixed)
 
 

@@ -325,7 +325,7 @@ def test_f31_warnings_point_at_the_users_line(llm, verbose):
         ("ranked in sliding windows", lambda: window(long)),
         ("ranked in sliding windows", lambda: list(window(long.to_dict("records")))),
         ("ranked in sliding windows", lambda: pipeline(topics)),
-        ("were read otherwise than set by hand", lambda: settings(two_queries())),
+        ("were read with other settings than set by hand", lambda: settings(two_queries())),
         (
             "no set that CoReHeadReranker found ranks better",
             lambda: CoReHeadReranker(llm=llm, k=16, verbose=verbose).fit(TRAIN, TRAIN_QRELS, VALID, VALID_QRELS),

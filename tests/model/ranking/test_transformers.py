@@ -288,7 +288,7 @@ def test_vectors_that_lost_their_reading_are_refused(llm):
 
 def test_a_list_of_two_readings_is_refused(llm):
     scored = [AttentionHeadScorer(llm=llm, document_order=o)(two_queries()) for o in ("best_last", "best_first")]
-    with pytest.raises(ValueError, match=r"'q1', document 'q1-d2'.*read otherwise"):
+    with pytest.raises(ValueError, match=r"'q1', document 'q1-d2'.*read with other settings"):
         ICRReranker()(pd.concat([scored[0].iloc[:2], scored[1].iloc[2:]]))
     across_queries = pd.concat([scored[0].iloc[:5], scored[1].iloc[5:]])
     assert len(ICRReranker()(across_queries)) == 8

