@@ -25,6 +25,7 @@ order of the method, and the files beside them; each imports only from those abo
 ``reading``     head scores with what they speak of, and their store
 ``detection``   which heads rank well over all queries
 ``routing``     which heads suit a query
+``registry``    head sets and routers that can be asked for by name
 ``index``       keys of documents, computed once for late reading
 ``ranking``     from frames to rankings
 ``fitting``     what ``fit`` learns from judged lists
@@ -55,10 +56,10 @@ from .heads import Head
 from .index.head_index import HeadIndex
 from .model.frozen import FrozenLLM
 from .plots import plot_heads, plot_overlap, plot_training
-from .ranking.registry import available, named_heads, named_router
 from .ranking.reranker import HeadReranker
 from .reading.reading import Reading, ReadingSettings
 from .reading.store import HeadScoreStore
+from .registry import available, named_heads, named_router
 from .routed import RouteHeadReranker
 from .routing.router import HeadRouter, Selection
 from .routing.settings import Extensions, RouterTraining

@@ -7,8 +7,8 @@ It imports ``routing`` and those above it; no torch before keys are written or r
 ``description``  what an index says it is
 ``shard``        some documents' keys, in files that are mapped into memory
 ``view``         the documents of all shards that are there at one moment
-``head_index``   `HeadIndex`, a PyTerrier artifact
 ``indexer``      what writes one from a corpus
+``head_index``   `HeadIndex`, a PyTerrier artifact
 ``reader``       reads candidate lists from one
 ===============  =======================================================================================================
 """

@@ -9,7 +9,7 @@ from ..common.errors import MismatchError
 from ..common.saving import FORMAT, load_description, readable
 from ..common.schema import typed
 from ..heads import Head, parse_heads
-from ..kernel.late import KeyHead
+from ..kernel.keys import KeyHead
 from ..kernel.patterns import Late
 from ..reading.reading import ModelIdentity, ReadingSettings, settings_from_json, shown_pair
 from ..version import __version__

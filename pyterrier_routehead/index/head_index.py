@@ -15,6 +15,7 @@ from ..common.sharing import SharedArtifact
 from ..heads import Head, HeadsLike
 from ..reading.reading import ModelIdentity, ReadingSettings
 from .description import FILE, IndexDescription
+from .indexer import HeadIndexer
 from .shard import Shard, link_shard
 from .view import IndexView, open_view
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ..model.frozen import FrozenLLM
     from ..routing.router import HeadRouter
     from ..template import PromptTemplate
-    from .indexer import HeadIndexer
 
 _SHARDS = "shards"
 
@@ -174,7 +174,7 @@ class HeadIndex(SharedArtifact):
         title_field: str | None = "auto",
         shard_documents: int = 2048,
         verbose: bool | None = None,
-    ) -> "HeadIndexer":
+    ) -> "HeadIndexer[HeadIndex]":
         """What writes this index from a corpus, or appends to it.
 
         Args:
@@ -193,8 +193,6 @@ class HeadIndex(SharedArtifact):
             TypeError: naming the argument of a wrong type.
             ValueError: naming the argument of a wrong value.
         """
-        from .indexer import HeadIndexer
-
         return HeadIndexer(
             self,
             heads,

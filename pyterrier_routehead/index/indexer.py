@@ -7,7 +7,8 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyterrier as pt
@@ -16,21 +17,19 @@ from ..common.arguments import check_choice, check_flag, check_text, check_whole
 from ..common.progress import with_progress
 from ..detection.head_set import HeadSet
 from ..heads import Head, HeadsLike, is_all, parse_heads, resolve_heads
-from ..kernel.late import KeyHead
+from ..kernel.keys import KeyHead
 from ..kernel.patterns import Late
 from ..model.frozen import FrozenLLM
 from ..prompt.build import Candidate, PromptBuilder
 from ..reading.reader import model_identity
 from ..reading.reading import ModelIdentity, ReadingSettings, resolve_settings
+from ..registry import set_by_name
 from ..routing.router import HeadRouter
 from ..template import PromptTemplate
 from .description import IndexDescription
 from .quantising import DTYPES, as_rows
 from .shard import DOCUMENT, ShardWriter
 from .view import IndexView
-
-if TYPE_CHECKING:
-    from .head_index import HeadIndex
 
 _TOKENS_AT_ONCE = 1 << 14
 """Tokens of documents that are encoded before their keys are written: what bounds the memory."""
@@ -49,12 +48,37 @@ class _Document:
     checksum: int
 
 
-class HeadIndexer(pt.Indexer):
-    """Writes a :class:`HeadIndex`, or appends to it; see :meth:`HeadIndex.indexer` for the arguments."""
+class Writable(Protocol):
+    """An index, as far as it is written."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is one already."""
+
+    @property
+    def description(self) -> IndexDescription:
+        """What it is."""
+
+    @property
+    def shards(self) -> Path:
+        """The folder of its shards."""
+
+    def view(self) -> IndexView:
+        """The documents that are there now."""
+
+    def create(self, description: IndexDescription) -> None:
+        """Make it, without documents."""
+
+
+_Index = TypeVar("_Index", bound=Writable)
+
+
+class HeadIndexer(pt.Indexer, Generic[_Index]):
+    """Writes a :class:`HeadIndex`, or appends to it; see its ``indexer`` for the arguments."""
 
     def __init__(
         self,
-        index: "HeadIndex",
+        index: _Index,
         heads: "HeadsLike | HeadSet | HeadRouter",
         *,
         llm: FrozenLLM | str | None = None,
@@ -67,10 +91,12 @@ class HeadIndexer(pt.Indexer):
         verbose: bool | None = None,
     ) -> None:
         self._index = index
-        self._head_set = heads.ranking if isinstance(heads, HeadSet) else None
-        if isinstance(heads, HeadRouter):
-            self._head_set = heads.pool
+        if (named := set_by_name(heads, Late.name)) is not None:
+            heads = named[0]
+        self._head_set = heads.pool if isinstance(heads, HeadRouter) else None
         self._heads: HeadsLike = "all"
+        if isinstance(heads, HeadSet):
+            self._head_set = heads.ranking
         if self._head_set is not None:
             self._heads = self._head_set.heads
         elif not isinstance(heads, HeadSet | HeadRouter):
@@ -101,7 +127,7 @@ class HeadIndexer(pt.Indexer):
         fields = ["docno", text] if title in (None, "auto") else ["docno", text, str(title)]
         return [fields]
 
-    def index(self, iter: Iterable[Mapping[str, Any]], **_: object) -> "HeadIndex":
+    def index(self, iter: Iterable[Mapping[str, Any]], **_: object) -> _Index:
         """Write the keys of all documents that are not in the index yet.
 
         After a kill, or an error, the same call goes on: documents that are in the index are passed over, and what was

@@ -18,7 +18,7 @@ from ..reading.reading import Reading, ReadingSettings
 from .head_index import HeadIndex
 
 if TYPE_CHECKING:
-    from ..kernel.late import DocumentKeys
+    from ..kernel.keys import DocumentKeys
 
 
 class IndexReader:
@@ -96,10 +96,9 @@ class IndexReader:
         """Run some queries in one pass, before they are asked for."""
         self._late.run(prompts)
 
-    def hidden_state(self, prompt: ListPrompt, layer: int) -> np.ndarray:
-        """The mean hidden state of a query's rows after a layer: float32 [hidden size]."""
-        state: np.ndarray = self._late.run([prompt])[0].hidden[layer].cpu().numpy()
-        return state
+    def hidden_states(self, prompts: Sequence[ListPrompt], layer: int) -> np.ndarray:
+        """The mean hidden state of each query's rows after a layer: float32 [queries, hidden size]."""
+        return self._late.hidden_states(prompts, layer)
 
     def score(
         self,
@@ -126,7 +125,7 @@ class IndexReader:
         texts: Sequence[dict[int, Candidate]],
     ) -> Iterator["DocumentKeys"]:
         """Keys list by list, so that only one list's are in memory."""
-        from ..kernel.late import joined
+        from ..kernel.keys import joined
 
         for prompt, of_list, to_encode in zip(prompts, numbers, texts, strict=True):
             there = np.flatnonzero(of_list >= 0)

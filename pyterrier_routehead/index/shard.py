@@ -25,7 +25,7 @@ from ..common.locks import cached_property
 from ..common.paths import reason
 from ..common.saving import readable
 from ..common.schema import parse_json, typed
-from ..kernel.late import KeyHead
+from ..kernel.keys import KeyHead
 from .description import IndexDescription
 from .quantising import row_dtype
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..kernel.late import DocumentKeys, KeyHead
+from ..kernel.keys import DocumentKeys, KeyHead
 from .description import IndexDescription
 from .quantising import as_keys
 from .shard import DOCUMENT, Shard

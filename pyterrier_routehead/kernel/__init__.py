@@ -10,6 +10,7 @@ It imports ``common``, ``prompt`` and what a head is; of a model it requires onl
 ``scores``       head scores of one list, as numbers
 ``attention``    the one door through which a model's attention comes in
 ``passes``       documents, and tails that see them
+``keys``         keys of documents, whoever computed them
 ``late``         documents and tails that do not see each other, and the attention between them
 ``parts``        documents in parts that are encoded one after another
 ``key_cache``    keys of documents, remembered while there is room

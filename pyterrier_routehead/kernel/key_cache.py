@@ -8,7 +8,8 @@ import numpy as np
 
 from ..heads import Head
 from ..prompt.build import DocumentBlock
-from .late import DocumentKeys, KeyHead, KeyPass
+from .keys import DocumentKeys, KeyHead
+from .late import KeyPass
 from .parts import TOKENS_AT_A_TIME, in_parts
 
 if TYPE_CHECKING:

@@ -3,10 +3,13 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from ..heads import Head
 from ..prompt.build import DocumentBlock, ListPrompt
 from .key_cache import Encodes, KeyCache
-from .late import BlindTailPass, DocumentKeys, TailStates, late_attention
+from .keys import DocumentKeys
+from .late import BlindTailPass, TailStates, late_attention
 from .passes import list_scores
 from .patterns import Late
 from .scores import ListScores
@@ -14,8 +17,10 @@ from .scores import ListScores
 _Tail = tuple[tuple[int, ...], tuple[int, ...], int]
 """Which tail: ids of the prefix and of the tail, and where it starts."""
 
-REMEMBERED = 64
-"""Queries whose states are remembered, while they are routed and ranked."""
+QUERIES_AT_ONCE = 32
+"""Queries that are best run in one pass: some 40 tokens each."""
+
+_REMEMBERED = 2 * QUERIES_AT_ONCE
 
 
 class LateReader:
@@ -61,7 +66,7 @@ class LateReader:
             found.update(read)
             self._nulls.update((name, states) for name, states in read.items() if name in nulls)
             self._queries.update(read)
-        while len(self._queries) > max(REMEMBERED, len(names)):
+        while len(self._queries) > max(_REMEMBERED, len(names)):
             self._queries.popitem(last=False)
         return [found[name] for name in names]
 
@@ -86,6 +91,19 @@ class LateReader:
             read = late_attention(tail, null, keys, heads, self._llm.input_device)
             scores.append(list_scores(read, keys.order, heads, calibrate=self._calibrate))
         return scores
+
+    def hidden_states(self, prompts: Sequence[ListPrompt], layer: int) -> np.ndarray:
+        """The mean hidden state of each query's rows after a layer, float32 [queries, hidden size].
+
+        From the pass that reads the heads where that gives it, else from another one.
+        """
+        if layer not in self._hidden_layers:
+            return LateReader(self._llm, (), calibrate=False, hidden_layers=[layer]).hidden_states(prompts, layer)
+        found = []
+        for start in range(0, len(prompts), QUERIES_AT_ONCE):
+            states = self.run(prompts[start : start + QUERIES_AT_ONCE])
+            found += [tail.hidden[layer].cpu().numpy() for tail in states]
+        return np.stack(found)
 
     def encoded(self, prompt: ListPrompt) -> DocumentKeys:
         """The keys of a prompt's documents, encoded now unless they are remembered."""

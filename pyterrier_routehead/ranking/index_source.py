@@ -6,18 +6,16 @@ import numpy as np
 import pandas as pd
 
 from ..common.locks import cached_property
-from ..heads import HeadsLike, is_all, parse_heads
+from ..heads import Head, HeadsLike, is_all, parse_heads
 from ..index.indexer import text_checksum
 from ..index.reader import IndexReader
+from ..kernel.scores import ListScores
 from ..prompt.build import Candidate, ListPrompt
 from ..reading.reading import Reading
 from ..routing.state import QueryState, embed_query
 from .frames import candidate_lists, documents
 from .policy import QueryList
-from .sources import HeadVectors, query_list, vectors_of
-
-QUERIES_AT_ONCE = 32
-"""Queries that run in one pass: some 40 tokens each."""
+from .sources import LATE_BATCH, HeadVectors, query_list, vectors_of
 
 
 class IndexSource:
@@ -46,7 +44,7 @@ class IndexSource:
         by_head: bool = False,
     ) -> None:
         self.frame = frame
-        self.batch_size = max(batch_size, QUERIES_AT_ONCE)
+        self.batch_size = max(batch_size, LATE_BATCH)
         self._open_reader = open_reader
         self._text_field, self._title_field = text_field, title_field
         self._encode_missing = encode_missing
@@ -112,11 +110,14 @@ class IndexSource:
             self._batch[candidates.qid] = prompt
         self.reader.prepare(list(self._batch.values()))
 
-    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
+    def embed(self, lists: Sequence[QueryList], state: QueryState) -> np.ndarray:
         """From the pass that reads the query, or from the query by itself."""
+        reader = self.reader
         if state.source == "tail":
-            return self.reader.hidden_state(self._prompt(candidates), state.layer)
-        return embed_query(self.reader.llm, candidates.known_query, state, self.reader.snapshot)
+            return reader.hidden_states([self._prompt(candidates) for candidates in lists], state.layer)
+        return np.stack(
+            [embed_query(reader.llm, candidates.known_query, state, reader.snapshot) for candidates in lists]
+        )
 
     def windows(self, candidates: QueryList) -> None:
         """A query's candidates never share a prompt."""
@@ -127,14 +128,21 @@ class IndexSource:
         """Scores of lists, each by its own heads alone."""
         found = []
         for candidates, wanted in zip(lists, heads, strict=True):
-            chosen = self.reader.heads if is_all(wanted) else parse_heads(wanted)
-            numbers = self._numbers[candidates.qid]
-            if candidates.part_of is not None:
-                numbers = numbers[candidates.part_of[1]]
-            texts = self._texts(candidates, numbers)
-            (scores,) = self.reader.score([self._prompt(candidates)], [numbers], [texts], chosen)
+            scores = self._list_scores(candidates, self.reader.heads if is_all(wanted) else parse_heads(wanted))
             found.append(vectors_of(scores, self.reader.settings, by_head=self._by_head, raw=raw))
         return found
+
+    def list_scores(self, lists: Sequence[QueryList]) -> list[ListScores]:
+        """All that is read of some lists."""
+        return [self._list_scores(candidates, self.reader.heads) for candidates in lists]
+
+    def _list_scores(self, candidates: QueryList, heads: Sequence[Head]) -> ListScores:
+        numbers = self._numbers[candidates.qid]
+        if candidates.part_of is not None:
+            numbers = numbers[candidates.part_of[1]]
+        texts = self._texts(candidates, numbers)
+        (scores,) = self.reader.score([self._prompt(candidates)], [numbers], [texts], heads)
+        return scores
 
     def _texts(self, candidates: QueryList, numbers: np.ndarray) -> dict[int, Candidate]:
         """The texts of candidates that are not in the index, by their place in the list."""

@@ -29,6 +29,9 @@ from .frames import (
 )
 from .policy import QueryList
 
+LATE_BATCH = 32
+"""Queries that run in one pass at least, in late reading: some 40 tokens each, and no document among them."""
+
 
 @dataclass(frozen=True)
 class HeadVectors:
@@ -80,8 +83,8 @@ class ScoreSource(Protocol):
     def prepare(self, lists: Sequence[QueryList]) -> None:
         """Take notice that these lists are next: whatever they can share is done at once."""
 
-    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
-        """The hidden state that stands for a query, float32 [hidden size]."""
+    def embed(self, lists: Sequence[QueryList], state: QueryState) -> np.ndarray:
+        """The hidden state that stands for the query of each list, float32 [lists, hidden size]."""
 
     def windows(self, candidates: QueryList) -> Windows | None:
         """None for a list that is read at once."""
@@ -144,8 +147,11 @@ class FrameSource:
         reading: Reading = self.frame["head_reading"].iloc[candidates.rows[0]]
         return reading
 
-    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
+    def embed(self, lists: Sequence[QueryList], state: QueryState) -> np.ndarray:
         """From the query by itself, or from ``hidden_state``."""
+        return np.stack([self._embed(candidates, state) for candidates in lists])
+
+    def _embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
         reading = self.reading(candidates)
         if state.source == "tail":
             if state.layer not in reading.hidden_layers:
@@ -261,16 +267,20 @@ class TextSource:
         if self.reader.late_reading:
             self.reader.prepare([self._prompt(candidates) for candidates in lists])
 
-    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
+    def embed(self, lists: Sequence[QueryList], state: QueryState) -> np.ndarray:
         """From the query by itself; in late reading, from the pass that reads it, which has seen no document."""
         if state.source == "tail" and self.reader.late_reading:
-            return self.reader.hidden_state(self._prompt(candidates), state.layer)
+            prompts = [self.reader.prompt_without_documents(candidates.known_query) for candidates in lists]
+            return self.reader.hidden_states(prompts, state.layer)
         if state.source == "tail":
             raise ValueError(
                 "this router embeds queries by the column 'hidden_state': put it behind "
                 f"AttentionHeadScorer(hidden_layers=[{state.layer}])"
             )
-        return embed_query(self.reader.llm, candidates.known_query, state, self.reader.snapshot)
+        reader = self.reader
+        return np.stack(
+            [embed_query(reader.llm, candidates.known_query, state, reader.snapshot) for candidates in lists]
+        )
 
     def windows(self, candidates: QueryList) -> Windows | None:
         """For a list-wise list beyond the model's context; warns of the first."""
@@ -303,15 +313,20 @@ class TextSource:
         if not lists:
             return []
         reader = self.reader.with_heads(_union(heads))
-        prompts = [self._prompt(candidates) for candidates in lists]
-        for candidates, prompt in zip(lists, prompts, strict=True):
-            reader.check_length(candidates.qid, prompt)
         place = {head: i for i, head in enumerate(reader.heads)}
         found = []
-        for scores, wanted in zip(reader.score(prompts), heads, strict=True):
+        for scores, wanted in zip(self.list_scores(lists, reader), heads, strict=True):
             columns = None if is_all(wanted) else [place[head] for head in parse_heads(wanted)]
             found.append(vectors_of(scores, reader.settings, columns, by_head=self._by_head, raw=raw))
         return found
+
+    def list_scores(self, lists: Sequence[QueryList], reader: ListReader | None = None) -> list[ListScores]:
+        """All that is read of some lists, in one pass, by the source's reader or by one of other heads."""
+        reader = reader or self.reader
+        prompts = [self._prompt(candidates) for candidates in lists]
+        for candidates, prompt in zip(lists, prompts, strict=True):
+            reader.check_length(candidates.qid, prompt)
+        return reader.score(prompts)
 
     def _prompt(self, candidates: QueryList) -> ListPrompt:
         """The prompt of a list; that of a part is made of its list's, so that no document is encoded twice."""

@@ -121,10 +121,13 @@ class ListReader:
         """Number of positions that a prompt takes."""
         return positions_taken(self.pattern, prompt)
 
-    def hidden_state(self, prompt: ListPrompt, layer: int) -> "np.ndarray":
-        """The mean hidden state of a query's rows after a layer, in late reading: float32 [hidden size]."""
-        state: np.ndarray = self.late.run([prompt])[0].hidden[layer].cpu().numpy()
-        return state
+    def prompt_without_documents(self, query: str) -> ListPrompt:
+        """The prompt of a query, as late reading runs it."""
+        return self._builder.without_documents(query)
+
+    def hidden_states(self, prompts: Sequence[ListPrompt], layer: int) -> "np.ndarray":
+        """The mean hidden state of each query's rows after a layer, in late reading: float32 [queries, hidden size]."""
+        return self.late.hidden_states(prompts, layer)
 
     def prepare(self, prompts: Sequence[ListPrompt]) -> None:
         """In late reading, run the queries of some lists in one pass, before they are asked for."""

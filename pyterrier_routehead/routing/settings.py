@@ -90,7 +90,9 @@ class Extensions:
 
     Args:
         evidence: let the router look at the list's own evidence too; see :mod:`~pyterrier_routehead.routing.evidence`.
-        source: ``"query"``: embed the query alone, in one short pass; ``"tail"``: take the column ``hidden_state``.
+        source: ``"query"``: embed the query alone, in one short pass; ``"tail"``: by the pass that reads the heads,
+            from the column ``hidden_state`` or, in late reading, at no cost. None means ``"tail"`` in late reading,
+            else ``"query"``.
         min_heads: so many heads at least (1).
         weighting: how a query's heads are summed: ``"even"``, as published (the default); by their ``"probability"``;
             or by their ``"logit"``, which may be below 0, over the whole pool: then heads are standardised within the
@@ -105,7 +107,7 @@ class Extensions:
     """
 
     evidence: bool = False
-    source: str = "query"
+    source: str | None = None
     min_heads: int | None = None
     weighting: str | None = None
     static_heads: int | None = None
@@ -113,7 +115,8 @@ class Extensions:
 
     def __post_init__(self) -> None:
         check_flag("evidence", self.evidence)
-        check_choice("source", self.source, SOURCES)
+        if self.source is not None:
+            check_choice("source", self.source, SOURCES)
         Selection(**self.chosen(), max_heads=1 << 20)  # checks the values; the true number is not said here
 
     def chosen(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pyterrier_routehead import (
 )
 from pyterrier_routehead.model import default as default_model
 from pyterrier_routehead.ranking import registry
-from pyterrier_routehead.ranking.registry import is_bundled, is_bundled_model, named_model
+from pyterrier_routehead.registry import is_bundled, is_bundled_model, named_model
 from tiny import tiny_model
 from toys import byte_tokenizer, toy_llm, two_queries
 
