@@ -1,9 +1,9 @@
-"""What ``fit`` learns from judged candidate lists, read from the same sources as rankings are.
+"""Learning from judged candidate lists, for ``fit``; the lists come from the same sources as rankings.
 
 It imports ``ranking`` and those above it; no torch.
 
 ===========  ===========================================================================================================
-``judged``   judged candidate lists, and how well heads rank them
-``routers``  from judged lists to a router
+``judged``   judged candidate lists, and the quality of heads on them
+``routers``  learns a router from judged lists
 ===========  ===========================================================================================================
 """
