@@ -80,7 +80,7 @@ def head_set(heads: str, attention: str, token_filter: str) -> HeadSet:
 
 @cache
 def router(attention: str, token_filter: str, kind: str) -> HeadRouter:
-    """One of random weights, which tells queries apart."""
+    """One of random weights, which distinguishes queries."""
     generator, hidden = np.random.default_rng(0), 32
     weights = {
         "mean": np.zeros(hidden), "deviation": np.full(hidden, 2.0), "projection": generator.normal(size=(hidden, 3)),

@@ -52,11 +52,6 @@ from toys import byte_tokenizer, frame, toy_llm, two_queries
 ARRAYS = ("raw", "null", "filtered")
 
 
-@pytest.fixture(scope="module")
-def llm():
-    return toy_llm()
-
-
 @pytest.fixture
 def store(tmp_path):
     return HeadScoreStore(tmp_path / "store")

@@ -22,7 +22,7 @@ from pyterrier_routehead import ArtifactError, Detection, HeadRouter, HeadSet, R
 from pyterrier_routehead.reading.reading import ModelIdentity
 from pyterrier_routehead.routing.labels import make_labels
 from pyterrier_routehead.routing.router import EVIDENCE_NAMES, WEIGHT_NAMES, choose
-from pyterrier_routehead.routing.search import PaddedLists, list_ndcg, own_ideal, standardised_lists
+from pyterrier_routehead.routing.search import PaddedLists, candidates_ideal, list_ndcg, standardised_lists
 from pyterrier_routehead.routing.settings import FOR_LABELS, FOR_LOGITS, RouterTraining
 from pyterrier_routehead.routing.state import QueryState
 from pyterrier_routehead.routing.training import RoutingData, _Router, ridge_regression, train
@@ -203,11 +203,11 @@ def test_a_router_routes_by_its_selection():
         ({"threshold": -0.1}, "threshold is a number from 0 to 1"),
         ({"threshold": float("nan")}, "threshold is a number from 0 to 1, got nan"),
         ({"unsure": 2}, "unsure is a number from 0 to 1, got 2"),
-        ({"min_heads": 0}, "min_heads is a whole number of heads from 1, got 0"),
-        ({"max_heads": 0}, "max_heads is a whole number of heads from 1, got 0"),
-        ({"min_heads": 3, "max_heads": 2}, r"min_heads is at most max_heads \(2\), got 3"),
-        ({"min_heads": 9}, r"min_heads is at most max_heads \(8\), got 9"),
-        ({"static_heads": -1}, "static_heads is a whole number of heads from 0, got -1"),
+        ({"min_heads": 0}, "min_heads must be an integer number of heads >= 1, got 0"),
+        ({"max_heads": 0}, "max_heads must be an integer number of heads >= 1, got 0"),
+        ({"min_heads": 3, "max_heads": 2}, r"min_heads must be at most max_heads \(2\), got 3"),
+        ({"min_heads": 9}, r"min_heads must be at most max_heads \(8\), got 9"),
+        ({"static_heads": -1}, "static_heads must be an integer number of heads >= 0, got -1"),
         ({"weighting": "odd"}, "weighting is one of 'even', 'probability', 'logit', got 'odd'"),
     ],
 )
@@ -219,7 +219,8 @@ def test_a_selection_that_cannot_be_is_refused(wrong, message):
 @pytest.mark.parametrize("wrong", ["2", None, True, [1], 1.5, 2.0], ids=repr)
 @pytest.mark.parametrize("name", ["min_heads", "max_heads", "static_heads"])
 def test_f23_numbers_of_heads_are_whole(name, wrong):
-    with pytest.raises(TypeError, match=rf"^{name} is a whole number of heads from \d, got {re.escape(repr(wrong))}$"):
+    message = rf"^{name} must be an integer number of heads >= \d, got {re.escape(repr(wrong))}$"
+    with pytest.raises(TypeError, match=message):
         Selection(**{name: wrong})
 
 
@@ -403,7 +404,7 @@ def write(name, content):
         (changed(selection=asdict(Selection()) | {"threshold": 3}), "/router.json .*a number from 0 to 1, got 3"),
         (changed(selection={}), "/router.json is no readable router: selection lacks threshold"),
         (changed(selection={"colour": "red"}), "/router.json is no readable router: .*colour"),
-        (changed(state={"layer": 1, "pooling": "max", "source": "query"}), "/router.json .*: pooling is one of"),
+        (changed(state={"layer": 1, "pooling": "max", "source": "query"}), "/router.json .*: pooling must be one of"),
         (changed(state={"layer": 4, "pooling": "last", "source": "query"}), "/router.json .*there is no layer 4 "),
         (changed(state={}), "/router.json is no readable router: state lacks layer"),
         (changed(pool={}), "/router.json is no readable router: .*no readable head set: it lacks format"),
@@ -489,7 +490,7 @@ def test_f34_a_router_of_format_1_is_read_with_all_other_checks(tmp_path):
     same_routers(HeadRouter(path), some_router(evidence=True))
     weights = load((path / "router.safetensors").read_bytes())
     (path / "router.safetensors").write_bytes(save(weights | {"deviation": weights["deviation"] * 0}))
-    with pytest.raises(ArtifactError, match=r"router.safetensors is no readable router: .*'deviation' go down to 0"):
+    with pytest.raises(ArtifactError, match=r"router.safetensors is no readable router: .*'deviation' must be at "):
         HeadRouter(path)
 
 
@@ -528,13 +529,13 @@ def rewrite_weights(folder, weights):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("deviation", 0.0, "'deviation' go down to 0: deviations are above 1e-09"),
-        ("deviation", 1e-45, "'deviation' go down to 1.4"),
-        ("deviation", -1.0, "'deviation' go down to -1"),
-        ("evidence_deviation", 0.0, "'evidence_deviation' go down to 0"),
-        ("mean", 3e38, "'mean' go to 3e"),
-        ("mean", -3e38, "'mean' go to 3e"),
-        ("projection", 1e30, "'projection' go to 1e"),
+        ("deviation", 0.0, "'deviation' must be at least 1e-09, found 0"),
+        ("deviation", 1e-45, "'deviation' must be at least 1e-09, found 1.4"),
+        ("deviation", -1.0, "'deviation' must be at least 1e-09, found -1"),
+        ("evidence_deviation", 0.0, "'evidence_deviation' must be at least 1e-09, found 0"),
+        ("mean", 3e38, "'mean' reach 3e"),
+        ("mean", -3e38, "'mean' reach 3e"),
+        ("projection", 1e30, "'projection' reach 1e"),
         ("bias", np.nan, "'bias' are not finite"),
         ("bias", np.inf, "'bias' are not finite"),
         ("bias", 1e300, "'bias' are not finite"),  # in float32
@@ -555,7 +556,7 @@ def test_f34_logits_that_are_not_finite_are_an_error_when_routing():
     router = some_router(evidence=True)
     state, told = some_inputs()
     for use in (router.logits, router.probabilities, router.route):
-        with pytest.raises(ValueError, match=r"logit of head \d-\d is not finite: the query embedding goes to 3e\+38"):
+        with pytest.raises(ValueError, match=r"logit of head \d-\d is not finite: the query embedding reaches 3e\+38"):
             use(np.float32([3e38, -3e38, 3e38, 3e38, -3e38]), told)
         for value in (np.nan, np.inf):
             with pytest.raises(ValueError, match="the query embedding is not finite"):
@@ -569,9 +570,9 @@ def test_f34_logits_that_are_not_finite_are_an_error_when_routing():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"pool": "0-1"}, "pool is a HeadSet, got '0-1'"),
-        ({"state": 2}, "state is a QueryState, got 2"),
-        ({"selection": {}}, "selection is a Selection, got {}"),
+        ({"pool": "0-1"}, "pool must be a HeadSet, got '0-1'"),
+        ({"state": 2}, "state must be a QueryState, got 2"),
+        ({"selection": {}}, "selection must be a Selection, got {}"),
         ({"report": {"x": {1}}}, "report: "),
     ],
 )
@@ -723,7 +724,7 @@ def test_torchs_own_random_numbers_are_left_alone():
 
 
 def by_chance(share, count=200):
-    """Labels that no query foretells, for so large a share of the heads."""
+    """Labels that no query predicts, for this share of the heads."""
     data = planted(9, count)
     targets = (np.random.default_rng(0).random((count, 8)) < share).astype(float)
     return RoutingData(data.states, data.lists, None, targets)
@@ -779,10 +780,10 @@ def test_a_ranking_loss_can_stand_beside_the_labels():
 
 def test_the_ranking_loss_takes_lists_of_unlike_lengths():
     data = planted(10, 30)
-    there = np.ones_like(data.lists.there)
+    there = np.ones_like(data.lists.mask)
     there[::2, 8:] = False
     gains = np.where(there, data.lists.gains, 0)
-    lists = PaddedLists(data.lists.scores * there[..., None], gains, there, own_ideal(gains))
+    lists = PaddedLists(data.lists.scores * there[..., None], gains, there, candidates_ideal(gains))
     data = with_labels(RoutingData(data.states, lists))
     weights, report = train(data, VALID, LEARNT, RouterTraining(epochs=3, ranking=1.0))
     assert np.isfinite(report.to_numpy()).all()
@@ -863,7 +864,7 @@ def signed_lists(seed, count=200, documents=8):
     scores[:, :, 0] = 1e-4 * (gains * 2 + shared)
     scores[:, :, 2] = 1e-2 * shared
     states = generator.normal(size=(count, HIDDEN)).astype(np.float32)
-    lists = PaddedLists(scores, gains, np.ones_like(gains, dtype=bool), own_ideal(gains))
+    lists = PaddedLists(scores, gains, np.ones_like(gains, dtype=bool), candidates_ideal(gains))
     return RoutingData(states, lists, None, np.zeros((count, 8)))
 
 
@@ -897,7 +898,7 @@ def test_weights_are_learnt_beside_the_first_stages_score():
         data = signed_lists(seed)
         generator = np.random.default_rng(seed + 100)
         first = strength * data.lists.gains + generator.normal(size=data.lists.gains.shape)
-        return replace(data, first_stage=standardised_lists(first, data.lists.there))
+        return replace(data, first_stage=standardised_lists(first, data.lists.mask))
 
     sums = {}
     for strength in (0.0, 4.0):
@@ -920,7 +921,7 @@ def test_evidence_is_weighed_beside_the_first_stages_score():
         evidence = generator.normal(size=(len(data.states), 8, 4))
         evidence[:, :, 2] += 0.3 * np.einsum("qdh,qd->qh", data.lists.standardised().scores, data.lists.gains)
         first = 4 * data.lists.gains + generator.normal(size=data.lists.gains.shape)
-        return replace(data, evidence=evidence, first_stage=standardised_lists(first, data.lists.there))
+        return replace(data, evidence=evidence, first_stage=standardised_lists(first, data.lists.mask))
 
     data, test = told(0), told(1)
     weights, report = train(data, test, LOGITS, ON_RANKING)
@@ -947,7 +948,7 @@ def test_padding_has_no_part_in_the_ranking_loss():
     data = signed_lists(0, 30)
     scores, gains, there = (
         np.concatenate([own, np.full_like(own[:, :3], fill)], axis=1)
-        for own, fill in ((data.lists.scores, 0), (data.lists.gains, 0), (data.lists.there, False))
+        for own, fill in ((data.lists.scores, 0), (data.lists.gains, 0), (data.lists.mask, False))
     )
     padded = PaddedLists(scores, gains, there, data.lists.ideal)
     settings = replace(ON_RANKING, epochs=3)
@@ -1007,11 +1008,11 @@ def test_a_planted_rule_is_learnt_from_the_ridge_regression():
     ("wrong", "message"),
     [
         ({"start": "warm"}, "start is one of 'frequency', 'ridge', got 'warm'"),
-        ({"epochs": -1}, "epochs is a whole number from 0, got -1"),
-        ({"batch_size": 0}, "batch_size is a whole number from 1, got 0"),
-        ({"size": 0}, "size is a whole number from 1, got 0"),
-        ({"dropout": 1.0}, "dropout is a share below 1, got 1.0"),
-        ({"sparsity": -0.5}, "sparsity is a number from 0, got -0.5"),
+        ({"epochs": -1}, "epochs must be an integer >= 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"size": 0}, "size must be an integer >= 1, got 0"),
+        ({"dropout": 1.0}, "dropout must be below 1, got 1.0"),
+        ({"sparsity": -0.5}, "sparsity must be a number >= 0, got -0.5"),
         ({"learning_rate": float("inf")}, "learning_rate is a finite number, got inf"),
     ],
 )
@@ -1030,7 +1031,7 @@ def test_f23_settings_of_training_of_another_type_are_refused(name):
             continue
         if name == "start" and value == "3":
             continue
-        with pytest.raises(TypeError, match=f"^{name} is .*, got {re.escape(repr(value))}$"):
+        with pytest.raises(TypeError, match=f"^{name} (is|must be) .*, got {re.escape(repr(value))}$"):
             RouterTraining(**{name: value})
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import pyterrier_routehead
+from frozen_llms import NeverLoaded
 from pyterrier_routehead import (
     PUBLISHED,
     AttentionHeadScorer,
@@ -49,13 +50,6 @@ ANIMALS = pd.DataFrame(
         ],
     }
 )
-
-
-class NeverLoaded(FrozenLLM):
-    """Whoever has nothing to rank by must say so without loading a model."""
-
-    def _load(self):
-        raise AssertionError("the model was loaded")
 
 
 @pytest.fixture(scope="module")
