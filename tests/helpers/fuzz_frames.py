@@ -87,8 +87,8 @@ def router(attention: str, token_filter: str, kind: str) -> HeadRouter:
         "head_embeddings": generator.normal(size=(4, 3)), "bias": np.zeros(4),
     }
     if kind == "by list":
-        told = {"mean": np.zeros(4), "deviation": np.ones(4), "weights": np.arange(3.0, 7.0)}
-        weights |= {f"evidence_{name}": array for name, array in told.items()}
+        evidence = {"mean": np.zeros(4), "deviation": np.ones(4), "weights": np.arange(3.0, 7.0)}
+        weights |= {f"evidence_{name}": array for name, array in evidence.items()}
     return HeadRouter.of(
         head_set(POOL, attention, token_filter),
         weights,

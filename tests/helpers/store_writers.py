@@ -28,7 +28,7 @@ def made_up(number):
 
 
 def write_lists(path, count, resume):
-    """Write so many lists, those that are there already only if this is no resumption; report each when it is done."""
+    """Write this many lists, existing ones only without resuming; report each list when it is written."""
     store = HeadScoreStore(path)
     for number in range(count):
         key, scores = made_up(number)
@@ -106,7 +106,7 @@ class Writer:
         self._pid = int(pid)
 
     def run_until(self, new=None, pause=0.0):
-        """Kill it so many seconds after it has reported so many new lists, or when it is through with all.
+        """Kill it some seconds after it has reported this many new lists, or all lists.
 
         Returns the numbers of the lists that it has reported, new ones and those it found.
         """
@@ -126,7 +126,7 @@ class Writer:
 
 
 def put_states(path, worker):
-    """Put a hidden state of the worker's own layer for each of some lists, as a reader does that wants it alone."""
+    """Put a hidden state of the layer of the same number for each of 20 lists."""
     store = HeadScoreStore(path)
     for number in range(20):
         numbers = np.random.default_rng(number)

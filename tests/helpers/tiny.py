@@ -129,7 +129,7 @@ def random_ids(generator: random.Random, count: int) -> list[int]:
 def random_prompt(
     seed: int, lengths: list[int], *, best_last: bool = False, query: int = 9, null: int = 6
 ) -> ListPrompt:
-    """A prompt of random ids. Each document is its tag (two tokens), so many tokens that count, and a separator."""
+    """A prompt of random ids. Each document is its tag (two tokens), this many tokens that count, and a separator."""
     generator = random.Random(seed)
     blocks = [DocumentBlock(random_ids(generator, 2 + length + 1), 2, 2 + length) for length in lengths]
     order = list(range(len(lengths)))

@@ -103,11 +103,11 @@ def test_the_score_of_a_head_is_its_mean_over_the_informative_lists(criterion):
     assert scores.shape == (6,)
     assert scores.dtype == np.float64
     for head in range(6):
-        told = []
+        values = []
         for own in (lists[0], lists[2], lists[4]):
             column = (own.vectors if criterion.calibrated else own.raw)[:, head : head + 1]
-            told.append(float(criterion(column, own.labels, ideal=own.ideal)[0]))
-        assert scores[head] == pytest.approx(sum(told) / 3)
+            values.append(float(criterion(column, own.labels, ideal=own.ideal)[0]))
+        assert scores[head] == pytest.approx(sum(values) / 3)
 
 
 def test_lists_that_all_tell_nothing_are_refused():
@@ -485,9 +485,9 @@ def test_f6_the_first_stage_and_all_heads_stand_beside_what_was_tried(llm, score
     valid = scored["valid"]
     if "depth" in options:  # documents below the depth count as not found
         valid = valid[valid["rank"] < 2]
-        told = set(valid.merge(VALID_QRELS.query("label > 0"), on=["qid", "docno"])["qid"])  # the others tell nothing
-        valid = valid[valid["qid"].isin(told)]
-        assert 0 < len(told) < 6
+        informative = set(valid.merge(VALID_QRELS.query("label > 0"), on=["qid", "docno"])["qid"])
+        valid = valid[valid["qid"].isin(informative)]
+        assert 0 < len(informative) < 6
     qrels = VALID_QRELS[VALID_QRELS["qid"].isin(valid["qid"])]
     table = reranker.validation_.set_index("criterion")
     assert table["nDCG@10"]["first stage"] == pytest.approx(mean_ndcg(valid.assign(score=-valid["rank"]), qrels))

@@ -597,7 +597,7 @@ def test_each_window_is_ranked_as_a_list_of_its_own(windows, options, choice):
         assert mine["routed_heads"].tolist() == [routed.get(docno) for docno in mine["docno"]]
         assert mine["routed_heads"].notna().sum() == depth
     assert not remaining
-    # The query is the same in all windows, what the list tells is not.
+    # The query is the same in all windows, the evidence of the list is not.
     by_evidence = choice.get("evidence", False) and "weighting" not in choice
     assert (len(set(routed_by_window)) > 2) is by_evidence
 
@@ -882,9 +882,9 @@ def test_depth_cuts_what_weights_are_learnt_from_and_what_they_rank(llm, scored)
     assert ranked["rank"].tolist() == cut["rank"].tolist()
     for _, own in out.groupby("qid"):
         assert own["rank"].iloc[4:].tolist() == [4, 5, 6]
-    # Lists without a relevant candidate tell nothing; of the others, all judgements count.
-    told = VALID_QRELS["qid"].isin(VALID_QRELS["qid"][VALID_QRELS["docno"].isin(valid["docno"])])
-    judged = VALID_QRELS[told]
+    # Lists without a relevant candidate are uninformative; of the others, all judgements count.
+    informative = VALID_QRELS["qid"].isin(VALID_QRELS["qid"][VALID_QRELS["docno"].isin(valid["docno"])])
+    judged = VALID_QRELS[informative]
     assert not judged["docno"].isin(valid["docno"]).all()
     evaluated = pt.Evaluate(cut[cut["qid"].isin(judged["qid"])], judged, metrics=[pt.measures.nDCG @ 10])
     assert evaluated["nDCG@10"] == pytest.approx(one.router_.report["held-out nDCG@10"], abs=1e-6)
@@ -930,12 +930,12 @@ def test_a_router_with_evidence_is_learnt(llm, scored, inp):
     reranker = by_options(llm=llm, evidence=True, **SMALL).fit(train, TRAIN_QRELS, valid, VALID_QRELS)
     assert reranker.router_.uses_evidence
     columns = scored["train"]["head_reading"].iloc[0].columns(list(reranker.router_.pool))
-    told = [
+    evidence = [
         list_evidence(np.stack(own["head_scores"])[:, columns], own["score"].to_numpy())
         for _, own in scored["train"].groupby("qid")
     ]
     np.testing.assert_allclose(
-        reranker.router_.weights["evidence_mean"], np.concatenate(told).mean(axis=0), atol=1e-4
+        reranker.router_.weights["evidence_mean"], np.concatenate(evidence).mean(axis=0), atol=1e-4
     )
     assert np.isfinite(reranker(valid)["score"]).all()
 
@@ -1019,8 +1019,8 @@ def test_how_a_fitted_reranker_chooses_can_be_changed(fitted, scored):
 # A router that kept its start
 
 
-def kept_its_start(told):
-    return [one for one in told if "no epoch of training ranked" in str(one.message)]
+def kept_its_start(caught):
+    return [warning for warning in caught if "no epoch of training ranked" in str(warning.message)]
 
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword")
@@ -1030,10 +1030,10 @@ def test_f7_a_router_that_kept_its_start_says_so(llm, scored):
         UserWarning,
         match="no epoch of training ranked the 3 held-out queries better than the router as it started: it has learnt "
         "nothing from 11 training queries, and chooses nearly the same heads for every query",
-    ) as told:
+    ) as caught:
         reranker.fit(scored["train"], TRAIN_QRELS)
     line = inspect.currentframe().f_lineno - 1
-    assert [(one.filename, one.lineno) for one in kept_its_start(told)] == [(__file__, line)]
+    assert [(warning.filename, warning.lineno) for warning in kept_its_start(caught)] == [(__file__, line)]
     assert reranker.router_.report["kept its start"] is True
     assert reranker.router_.report["epoch"] == 0
     assert repr(reranker.router_).endswith(", kept its start: nearly the same heads for every query>")
@@ -1047,10 +1047,10 @@ def test_f7_a_router_that_kept_its_start_says_so(llm, scored):
 def test_f7_a_router_that_has_learnt_says_nothing(llm, scored, training):
     """By training, or by the ridge regression that it starts from."""
     reranker = by_options(llm=llm, **SMALL | {"training": training, "labels": "search"})
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         reranker.fit(scored["train"], TRAIN_QRELS)
-    assert not kept_its_start(told)
+    assert not kept_its_start(caught)
     assert reranker.router_.report["kept its start"] is False
     assert (reranker.router_.report["epoch"] > 0) == (training.epochs > 0)
     assert "start" not in repr(reranker.router_)
@@ -1060,11 +1060,11 @@ def test_f7_the_report_says_whether_the_best_epoch_is_the_first(llm, scored):
     found = set()
     for labels, seed in product(("search", "shrunk"), range(3)):
         reranker = by_options(llm=llm, labels=labels, seed=seed, **SMALL)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             reranker.fit(scored["train"], TRAIN_QRELS)
         kept = reranker.report_["held-out nDCG@10"].idxmax() == 0
-        assert reranker.router_.report["kept its start"] == bool(kept_its_start(told)) == kept
+        assert reranker.router_.report["kept its start"] == bool(kept_its_start(caught)) == kept
         found.add(bool(kept))
     assert found == {True, False}
 
@@ -1074,9 +1074,9 @@ def test_f7_the_report_says_whether_the_best_epoch_is_the_first(llm, scored):
 
 def warned(match, run):
     """Where the warning points that calling this leads to, beside where it should: at the line of the lambda."""
-    with pytest.warns(UserWarning, match=match) as told:
+    with pytest.warns(UserWarning, match=match) as caught:
         run()
-    (own,) = (one for one in told if re.search(match, str(one.message)))
+    (own,) = (warning for warning in caught if re.search(match, str(warning.message)))
     return (own.filename, own.lineno), (__file__, run.__code__.co_firstlineno)
 
 
@@ -1228,9 +1228,9 @@ def test_tail_validation_on_text(llm, scored):
 @pytest.mark.filterwarnings("ignore:The inplace keyword")
 def test_sliding_windows_are_warned_of_once():
     llm = toy_llm(context=420)
-    with pytest.warns(UserWarning, match="sliding windows") as told:
+    with pytest.warns(UserWarning, match="sliding windows") as caught:
         RouteHeadReranker(router_for(model_identity(llm), max_heads=2), llm=llm)(LONG)
-    assert len([one for one in told if "sliding windows" in str(one.message)]) == 1
+    assert len([warning for warning in caught if "sliding windows" in str(warning.message)]) == 1
 
 
 @pytest.mark.parametrize("verbose", [True, False])

@@ -27,7 +27,7 @@ def no_delay(monkeypatch):
 
 
 def watch(monkeypatch):
-    """Make standard error a terminal, as far as it tells. In a test itself: pytest changes it after the set-up."""
+    """Make standard error look like a terminal. In a test itself: pytest changes it after the set-up."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
 

@@ -388,10 +388,10 @@ def test_head_sets_are_known_to_pyterrier_by_their_entry_point(tmp_path):
 def test_a_packed_set_comes_back_through_pyterriers_artifacts(tmp_path, monkeypatch, address):
     """The functions for the Hub and Zenodo build this package, and take it from an address."""
     monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
-    told = {}
-    package = some_set().save(tmp_path / "set").build_package(metadata_out=told, verbose=False)
+    metadata = {}
+    package = some_set().save(tmp_path / "set").build_package(metadata_out=metadata, verbose=False)
     assert package == f"{tmp_path / 'set'}.tar.lz4"
-    assert (told["type"], told["format"]) == ("head_set", "json")
+    assert (metadata["type"], metadata["format"]) == ("head_set", "json")
     for artifact in (pt.Artifact, HeadSet):
         loaded = artifact.from_url(f"{address}/set.tar.lz4")
         assert type(loaded) is HeadSet
@@ -664,9 +664,9 @@ def test_without_weights_a_local_folder_is_used_with_a_warning(tmp_path):
     own = some_set(model=replace(MODEL, fingerprint=()))
     local = replace(MODEL, name=str(tmp_path))
     for check in (own.check_model, partial(check_model, FixedHeads.of(own))):  # called by us one step deeper
-        with pytest.warns(UserWarning, match=rf"for org/model \(.*, not for {tmp_path} .*shapes") as told:
+        with pytest.warns(UserWarning, match=rf"for org/model \(.*, not for {tmp_path} .*shapes") as caught:
             check(local)
-        assert told[0].filename == __file__, "f31: at the user's line, however deep it is found"
+        assert caught[0].filename == __file__, "f31: at the user's line, however deep it is found"
     own.check_model(local, allow_mismatch=True)  # what was asked for needs no warning
     some_set().check_model(local)  # the weights are known
 

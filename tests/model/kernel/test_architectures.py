@@ -455,7 +455,7 @@ def test_nothing_behind_the_deepest_head_is_called(architecture, pattern, tokeni
 
 
 class LargeOutputs(TorchDispatchMode):
-    """Collects what operations give out with two dimensions of at least so many."""
+    """Collects what operations give out with two dimensions of at least this size."""
 
     def __init__(self, size):
         super().__init__()
@@ -587,7 +587,7 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.2, 1.4, 1.6], "long
 
 
 def list_of_length(length):
-    """A list-wise prompt of so many positions, its longer tail counted."""
+    """A list-wise prompt with this number of positions, including its longer tail."""
     return random_prompt(8, [30, length - 7 - 9 - 2 * 3 - 30])
 
 

@@ -387,7 +387,7 @@ def test_transformers_with_a_store_are_inspected_and_pickled(llm, store, tmp_pat
     assert store.check() == 2
 
 
-def test_a_damaged_file_is_named_by_whoever_wants_it_and_read_again_once_it_is_gone(llm, store):
+def test_transformers_name_a_damaged_file_and_read_again_once_it_is_deleted(llm, store):
     inp = two_queries()
     expected, _ = read(llm, inp, store=store)
     file = files(store)[0]
@@ -419,7 +419,7 @@ def test_the_deeper_or_newer_of_two_entries_stays(store):
     assert_holds(store, key, newer, 4, (1, 3))
 
 
-def test_models_are_told_apart_by_the_layers_that_are_asked_for(store):
+def test_models_are_distinguished_by_the_requested_layers(store):
     one, other = key_of(), key_of(fingerprint=(*LAYERS[:2], "aaaaaaaa", "44444444"))
     third = key_of(fingerprint=("bbbbbbbb", *LAYERS[1:]))
     scores = [scores_of(i) for i in range(3)]

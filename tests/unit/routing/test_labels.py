@@ -257,7 +257,7 @@ def test_labels_beat_static_ones_on_unseen_halves_where_lists_have_heads_of_thei
 
 @pytest.mark.parametrize("recipe", ["shrunk", "search", "search+prior"])
 def test_labels_do_not_beat_static_ones_on_noise(recipe):
-    """A search ranks the half that it has seen very well all the same."""
+    """A search ranks the half that it has seen very well anyway."""
     assert half_list_quality(recipe, NOISE, 2) < half_list_quality(static, NOISE, 2) + 0.02
     seen = halves(NOISE, 0)[0]
     if recipe == "search":

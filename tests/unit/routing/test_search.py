@@ -91,8 +91,8 @@ def test_ndcg_is_ir_measures():
             run.append(pd.DataFrame({"query_id": str(i), "doc_id": docs, "score": own[:, head]}))
             qrels.append(pd.DataFrame({"query_id": str(i), "doc_id": docs, "relevance": label.astype(int)}))
         measure = ir_measures.nDCG @ 10
-        told = {m.query_id: m.value for m in ir_measures.iter_calc([measure], pd.concat(qrels), pd.concat(run))}
-        np.testing.assert_allclose(values[:, head], [told[str(i)] for i in range(30)], atol=1e-9)
+        by_query = {m.query_id: m.value for m in ir_measures.iter_calc([measure], pd.concat(qrels), pd.concat(run))}
+        np.testing.assert_allclose(values[:, head], [by_query[str(i)] for i in range(30)], atol=1e-9)
 
 
 def test_ties_keep_the_order_of_the_rows():
