@@ -5,7 +5,7 @@ VENV_MIN := .venv-min
 TORCH := $(shell grep '^torch==' constraints.txt)
 # What is sensitive to the versions of other packages: models, frames, files, artifacts, loading.
 CORE_TESTS := $(addprefix tests/model/,$(addsuffix .py,kernel/test_architectures test_contract detection/test_head_set \
-	model/test_loading routing/test_router reading/test_store ranking/test_transformers))
+	model/test_loading routing/test_router reading/test_store reading/test_entries ranking/test_transformers))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-unit test-slow test-min lint clean

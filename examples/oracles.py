@@ -26,7 +26,7 @@ POOL, MOST = 64, 8
 
 
 def judged_lists(frame: pd.DataFrame, qrels: pd.DataFrame) -> tuple[PaddedLists, list[str], list[str]]:
-    """Lists with a relevant and another candidate, over all heads, with their qids and queries.
+    """Lists with a relevant and a non-relevant candidate, over all heads, with their qids and queries.
 
     Their nDCG@10 is against all judgements, as everywhere: relevant documents that are not among the candidates count.
     """
@@ -52,7 +52,7 @@ def pool_of(lists: PaddedLists) -> np.ndarray:
 def shuffled(lists: PaddedLists, seed: int = 0) -> PaddedLists:
     """The same lists with the judgements dealt anew among each list's candidates: nothing is left to learn."""
     rng, gains = np.random.default_rng(seed), lists.gains.copy()
-    for own, there in zip(gains, lists.there, strict=True):
+    for own, there in zip(gains, lists.mask, strict=True):
         own[there] = rng.permutation(own[there])
     return replace(lists, gains=gains)
 
@@ -81,7 +81,7 @@ def _best_single(lists: PaddedLists, most: int) -> np.ndarray:
 def ceilings(lists: PaddedLists, heads: np.ndarray, seed: int = 0) -> dict[str, float]:
     """What choosing for each query by its own judgements would give, beside what as many random choices give."""
     rng = np.random.default_rng(seed)
-    orders = rng.random((*lists.there.shape, lists.scores.shape[2]))
+    orders = rng.random((*lists.mask.shape, lists.scores.shape[2]))
     single = list_ndcg(lists, lists.scores)
     own = lists.heads(heads)
     random_heads = replace(own, scores=rng.random(own.scores.shape))

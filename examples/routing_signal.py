@@ -1,4 +1,4 @@
-"""Do queries foretell which heads rank them well, and what does each option of RouteHead give?
+"""Do queries predict which heads rank them well, and what does each option of RouteHead give?
 
     python examples/routing_signal.py
 
@@ -68,8 +68,8 @@ def _without_exchange(lists: PaddedLists, most: int) -> np.ndarray:
     return search_sets(lists, most, exchange=False).members.astype(float)
 
 
-def foretelling(llm: FrozenLLM, parts: dict[str, tuple[tuple, tuple]]) -> pd.DataFrame:
-    """Whether a query's embedding foretells which heads rank it well, on validation queries, layer by layer.
+def predicting(llm: FrozenLLM, parts: dict[str, tuple[tuple, tuple]]) -> pd.DataFrame:
+    """Whether a query's embedding predicts which heads rank it well, on validation queries, layer by layer.
 
     A ridge regression from the embedding to the heads' utility, less each head's mean over the training queries and
     each list's mean over its heads; its penalty is chosen by generalised cross-validation on the training queries. The
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train, valid = map(together, by_name)
         parts = {"both": (train, valid), **{name: (by_name[0][name], by_name[1][name]) for name in by_name[0]}}
         made = {
-            "layers": lambda parts=parts: foretelling(llm, parts),
+            "layers": lambda parts=parts: predicting(llm, parts),
             "frequency": lambda train=train, valid=valid: frequency(llm, train, valid),
             "curve": lambda train=train, valid=valid: learning_curve(llm, train, valid),
             "ablations": lambda train=train, valid=valid: ablations(llm, train, valid),

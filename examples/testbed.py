@@ -17,7 +17,7 @@ from pyterrier_pisa import PisaIndex, PisaStemmer
 
 from pyterrier_routehead import AttentionHeadScorer, CoReHeadReranker, FrozenLLM, HeadScoreStore, QRHeadReranker
 from pyterrier_routehead.evaluation.splits import near_duplicates, sharing_relevant, split_by_group, without
-from pyterrier_routehead.fitting.judged import tells
+from pyterrier_routehead.fitting.judged import is_informative
 from pyterrier_routehead.model.default import packaged_gguf
 
 SHARED = "relevant documents shared with training"
@@ -88,13 +88,13 @@ class Queries:
     qrels: pd.DataFrame
 
     def candidates(self, depth: int, number: int, telling_only: bool = False) -> pd.DataFrame:
-        """BM25's candidates for the first so many; or of those alone that have a relevant candidate and another."""
+        """BM25's candidates for the first queries; or only for those with a relevant and a non-relevant candidate."""
         found = self.collection.first_stage(depth)(self.topics.head(number))
         if not telling_only:
             return found
         labels = found[["qid", "docno"]].merge(self.qrels, on=["qid", "docno"], how="left")["label"].fillna(0)
-        told = labels.groupby(found["qid"].to_numpy()).transform(tells).astype(bool)
-        return found[told.to_numpy()].reset_index(drop=True)
+        informative = labels.groupby(found["qid"].to_numpy()).transform(is_informative).astype(bool)
+        return found[informative.to_numpy()].reset_index(drop=True)
 
 
 @cache

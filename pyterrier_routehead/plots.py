@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-_MARKED = 8
-"""Heads that a plot marks of a set that does not say how many of its heads rank."""
+_DEFAULT_K = 8
+"""Number of heads to mark of a set without k."""
 
 
 def plot_heads(head_set: HeadSet, *, k: int | None = None, ax: "Axes | None" = None) -> "Axes":
@@ -23,11 +23,11 @@ def plot_heads(head_set: HeadSet, *, k: int | None = None, ax: "Axes | None" = N
 
     Args:
         head_set: the set.
-        k: how many heads to mark; None: as many as rank, or 8 where the set does not say.
-        ax: where to draw; None makes a new figure.
+        k: number of heads to mark; None: the set's k, or 8 for a set without k.
+        ax: axes to draw on; None creates a new figure.
 
     Raises:
-        ImportError: with the install command, where matplotlib is missing.
+        ImportError: with the install command, if matplotlib is missing.
     """
     ax = _axes(ax, (1.2 + 0.22 * head_set.model.num_layers, 1.2 + 0.22 * head_set.model.num_heads))
     values = np.full((head_set.model.num_heads, head_set.model.num_layers), np.nan)
@@ -47,38 +47,38 @@ def plot_heads(head_set: HeadSet, *, k: int | None = None, ax: "Axes | None" = N
 
 
 def plot_overlap(head_sets: Mapping[str, HeadSet], *, k: int | None = None, ax: "Axes | None" = None) -> "Axes":
-    """How many of their first k heads several sets have in common, as a labelled matrix.
+    """The number of common heads of each pair of sets, among their first k, as a labelled matrix.
 
     Args:
         head_sets: the sets by name.
-        k: how many heads of each count; None: as many of each as rank, or 8 where a set does not say.
-        ax: where to draw; None makes a new figure.
+        k: number of heads of each set to compare; None: each set's k, or 8 for a set without k.
+        ax: axes to draw on; None creates a new figure.
 
     Raises:
-        ValueError: for no sets, or sets of models of unlike shape, whose heads cannot be compared.
-        ImportError: with the install command, where matplotlib is missing.
+        ValueError: without any set, or for sets of models with different shapes, whose heads cannot be compared.
+        ImportError: with the install command, if matplotlib is missing.
     """
     if not head_sets:
         raise ValueError("there are no head sets to compare")
     names, sets = list(head_sets), [_marked(head_set, k) for head_set in head_sets.values()]
     if len({(head_set.model.num_layers, head_set.model.num_heads) for head_set in sets}) > 1:
-        raise ValueError("the sets are for models of unlike shape: their heads cannot be compared")
+        raise ValueError("the sets are for models with different shapes: their heads cannot be compared")
     ax = _axes(ax, (2 + 0.6 * len(sets), 1.5 + 0.6 * len(sets)))
     common = np.array([[len(set(first_set) & set(second_set)) for second_set in sets] for first_set in sets])
-    most = k or int(common.max())
-    ax.imshow(common, vmin=0, vmax=most, cmap="Blues")
+    max_common = k or int(common.max())
+    ax.imshow(common, vmin=0, vmax=max_common, cmap="Blues")
     for row, column in np.ndindex(common.shape):
-        dark = common[row, column] > 0.6 * most
+        dark = common[row, column] > 0.6 * max_common
         ax.text(column, row, str(common[row, column]), ha="center", va="center", color="white" if dark else "black")
     ax.set_xticks(range(len(sets)), names, rotation=45, ha="right")
     ax.set_yticks(range(len(sets)), names)
-    alike = k or (most if np.all(np.diag(common) == most) else None)
-    ax.set_title(f"heads in common among {f'the first {alike}' if alike else 'those that rank'}", fontsize="medium")
+    same_k = k or (max_common if np.all(np.diag(common) == max_common) else None)
+    ax.set_title(f"heads in common among {f'the first {same_k}' if same_k else 'those that rank'}", fontsize="medium")
     return ax
 
 
 def plot_training(report: pd.DataFrame) -> "list[Axes]":
-    """How a router's training went: losses, chosen heads and held-out nDCG@10 by epoch, the kept epoch marked.
+    """A router's training: losses, number of selected heads and held-out nDCG@10 by epoch, the kept epoch marked.
 
     Args:
         report: ``report_`` of a fitted :class:`RouteHeadReranker`.
@@ -87,7 +87,7 @@ def plot_training(report: pd.DataFrame) -> "list[Axes]":
         The three axes of a new figure.
 
     Raises:
-        ImportError: with the install command, where matplotlib is missing.
+        ImportError: with the install command, if matplotlib is missing.
     """
     first = _axes(None, (5, 7))
     figure = first.figure
@@ -110,7 +110,7 @@ def plot_training(report: pd.DataFrame) -> "list[Axes]":
 
 
 def _marked(head_set: HeadSet, k: int | None) -> HeadSet:
-    return head_set.top(head_set.k or _MARKED if k is None else k)
+    return head_set.top(head_set.k or _DEFAULT_K if k is None else k)
 
 
 def _axes(ax: "Axes | None", size: tuple[float, float]) -> "Axes":

@@ -89,8 +89,9 @@ def shown_if_named(_: str, value: object) -> str:
 
 
 def check_whole(name: str, value: object, *, least: int = 1, what: str = "number") -> int:
-    """An integer of at least ``least``, as a plain int; a bool is refused."""
-    message = f"{name} is a whole {what} from {least}, got {value!r}"
+    """An integer of at least ``least``, as a plain int; a bool raises an error."""
+    kind = "integer" if what == "number" else f"integer {what}"
+    message = f"{name} must be an {kind} >= {least}, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(message)
     if value < least:
@@ -99,7 +100,7 @@ def check_whole(name: str, value: object, *, least: int = 1, what: str = "number
 
 
 def check_number(name: str, value: object, *, what: str = "a finite number") -> float:
-    """A finite number, as a plain float; a bool is refused."""
+    """A finite number, as a plain float; a bool raises an error."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {what}, got {value!r}")
     if not math.isfinite(value):

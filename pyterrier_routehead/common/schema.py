@@ -36,7 +36,7 @@ def typed(kind: Any, value: object, where: str) -> Any:
     """A value of a type, from what :func:`parse_json` gave.
 
     Args:
-        kind: ``str``, ``int``, ``float`` (finite; whole numbers become floats), ``bool``, ``None``, ``Literal``,
+        kind: ``str``, ``int``, ``float`` (finite; integers become floats), ``bool``, ``None``, ``Literal``,
             ``tuple[X, ...]`` from a list, ``Mapping`` (an object with anything in it), a dataclass from an object, or a
             union of such.
         value: the JSON value.
@@ -113,7 +113,7 @@ def _named(kind: Any) -> str:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is tuple:
         return "a list"
-    plain = {str: "a string", int: "a whole number", float: "a finite number", bool: "true or false"}
+    plain = {str: "a string", int: "an integer", float: "a finite number", bool: "true or false"}
     return plain.get(kind, "null" if kind is type(None) else "an object")
 
 

@@ -1,11 +1,11 @@
-"""Which heads rank well over all queries. It imports ``reading`` and those above it; no torch.
+"""Head detection: heads that rank well over all queries. It imports ``reading`` and those above it; no torch.
 
 =============  =========================================================================================================
-``criteria``   how well each head ranks a judged list
+``criteria``   criteria: the quality of each head on a judged list
 ``comparing``  whether a head set fits a model, and head scores
-``card``       what the card of a head set says
-``head_set``   `HeadSet`: heads that rank well and where they come from, to be shared
-``pruning``    only heads of the lower layers
+``card``       the card of a head set
+``head_set``   `HeadSet`: heads that rank well with their provenance; an artifact
+``pruning``    layer pruning
 ``published``  head lists from the papers' own repositories
 =============  =========================================================================================================
 """

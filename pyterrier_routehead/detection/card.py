@@ -1,4 +1,4 @@
-"""What the card of a head set says: the README beside an upload."""
+"""The card of a head set: the README of an upload."""
 
 from typing import TYPE_CHECKING
 
@@ -9,21 +9,21 @@ if TYPE_CHECKING:
 
 
 def description(head_set: "HeadSet") -> str:
-    """A paragraph on what the set is."""
+    """A paragraph that describes the set."""
     rank = "all of which rank" if head_set.k is None else f"of which the first {head_set.k} rank"
     detection = head_set.detection
     found = f", found by the criterion {detection.criterion} on {detection.data}" if detection else ""
     return (
         f"{len(head_set)} attention heads of {head_set.model.name}, best first, {rank}{found}. Candidates are "
-        "re-ranked by the attention that these heads pay to them from the query, with the model's weights left as they "
-        "are."
+        "re-ranked by the attention that these heads pay to them from the query, with the model's weights "
+        "unchanged."
     )
 
 
 def facts(head_set: "HeadSet") -> dict[str, object]:
-    """What the set knows, by name, in the order of the card."""
+    """The set's properties by name, in the order of the card."""
     model, detection = head_set.model, head_set.detection
-    known: dict[str, object] = {
+    properties: dict[str, object] = {
         "model": model.name,
         "revision": model.revision,
         "tokenizer": model.tokenizer,
@@ -34,15 +34,15 @@ def facts(head_set: "HeadSet") -> dict[str, object]:
     }
     if detection is not None:
         settings = ", ".join(f"{name}={value}" for name, value in detection.settings.items())
-        known |= {"criterion (measure of a head)": detection.criterion, "criterion's settings": settings}
-        known |= {"data": detection.data, "judged queries": detection.queries}
-        known |= {"source": detection.source, "note": detection.note}
-    known |= {name: str(value) for name, value in head_set.settings.items()}
-    return known | {"pyterrier-routehead": head_set.version}
+        properties |= {"criterion (measure of a head)": detection.criterion, "criterion's settings": settings}
+        properties |= {"data": detection.data, "judged queries": detection.queries}
+        properties |= {"source": detection.source, "note": detection.note}
+    properties |= {name: str(value) for name, value in head_set.settings.items()}
+    return properties | {"pyterrier-routehead": head_set.version}
 
 
 def usage(head_set: "HeadSet", loaded: str) -> str:
-    """Python code that uses the set, which an expression loads."""
+    """Python code that uses the set, given the expression that loads it."""
     return (
         "from pyterrier_routehead import HeadSet, StaticHeadReranker\n\n"
         f"reranker = StaticHeadReranker({loaded})  # loads {head_set.model.name}\n"

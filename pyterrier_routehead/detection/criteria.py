@@ -1,12 +1,11 @@
-"""How well each head ranks one judged list: the criteria of head detection.
+"""The criteria of head detection: the quality of each head on a judged list.
 
-Each is a function of head scores, float [documents, heads] with the first stage's best candidate first, and judgements,
-numbers [documents], which gives one number per head, float64 [heads], higher for better heads; or None for an
-uninformative list. A document counts as relevant (positive) if its label is above 0; how far above matters to
-nDCG alone. All others are negatives, judged or not, and a positive is never a negative of another one. Detection takes
-the mean over lists.
+Each is a function of head scores, float [documents, heads] in first-stage order, and judgements, numbers [documents],
+that returns one number per head, float64 [heads], higher for better heads; or None for an uninformative list. A
+document counts as relevant (positive) if its label is above 0; only nDCG uses the value of the label. All others are
+negatives, judged or not, and a positive is never a negative of another positive. Detection takes the mean over lists.
 
-A custom criterion is a :class:`Criterion` around such a function; in :data:`CRITERIA` it is found by name.
+A custom criterion is a :class:`Criterion` around such a function; in :data:`CRITERIA` it is registered by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,12 +25,12 @@ class Criterion:
     """A criterion with its settings.
 
     Args:
-        name: what results and files call it.
+        name: its name in results and files.
         judge: the function, called as ``judge(scores, labels, **settings)``.
         calibrated: whether it requires calibrated, filtered scores, or the raw attention.
-        settings: further arguments of the function.
+        settings: additional arguments of the function.
         needs_ideal: whether the function also requires ``ideal=``, the DCG@10 of the ideal ranking of all documents
-            that are judged for the query.
+            judged for the query.
     """
 
     name: str
@@ -43,24 +42,25 @@ class Criterion:
     def __call__(self, scores: np.ndarray, labels: np.ndarray, ideal: float | None = None) -> np.ndarray | None:
         """One number per head, float64 [heads]; None for a list without a positive or without a negative.
 
-        Without ``ideal``, that of the list's documents is taken.
+        Without ``ideal``, it is computed from the list's documents.
         """
         scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
         if scores.ndim != 2 or labels.shape != scores.shape[:1]:
-            raise ValueError(f"scores are [documents, heads], labels [documents]; got {scores.shape}, {labels.shape}")
+            shapes = f"{scores.shape}, {labels.shape}"
+            raise ValueError(f"scores must be [documents, heads], labels [documents]; got {shapes}")
         positive = labels > 0
         if positive.all() or not positive.any():
             return None
-        beside = {"ideal": ideal_dcg(labels) if ideal is None else ideal} if self.needs_ideal else {}
-        return self.judge(scores, labels, **self.settings, **beside)
+        extra = {"ideal": ideal_dcg(labels) if ideal is None else ideal} if self.needs_ideal else {}
+        return self.judge(scores, labels, **self.settings, **extra)
 
 
 def contrastive(scores: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
     """CoRe's score: the softmax probability of a positive against the negatives of its list.
 
-    exp(s+ / t) / (exp(s+ / t) + sum over negatives of exp(s- / t)), with t the temperature and s the attention that a
-    document gets (CoRe, arXiv 2510.02219, and its code, which has one positive a list). Several positives are taken one
-    by one, each against all negatives, and averaged. Stable at any temperature.
+    exp(s+ / t) / (exp(s+ / t) + sum over negatives of exp(s- / t)), with t the temperature and s the attention to a
+    document (CoRe, arXiv 2510.02219, and its code, which has one positive per list). Several positives are each
+    contrasted with all negatives, and averaged. Numerically stable at any temperature.
     """
     positive = labels > 0
     logits = scores / temperature
@@ -72,13 +72,13 @@ def contrastive(scores: np.ndarray, labels: np.ndarray, temperature: float) -> n
 
 
 def attention_mass(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """QRscore: the attention that the positives of a list get together (QRHead, arXiv 2506.09944, equations 2 to 4)."""
+    """QRscore: the total attention to the positives of a list (QRHead, arXiv 2506.09944, equations 2 to 4)."""
     mass: np.ndarray = scores[labels > 0].sum(axis=0)
     return mass
 
 
 def single_head_ndcg(scores: np.ndarray, labels: np.ndarray, ideal: float) -> np.ndarray:
-    """The nDCG@10 of the ranking by one head alone, as QRHead's code selects heads for BEIR.
+    """The nDCG@10 of the ranking by a single head, by which QRHead's code selects heads for BEIR.
 
     Ties keep the first stage's order; see :mod:`~pyterrier_routehead.evaluation.measures`.
     """
@@ -87,7 +87,7 @@ def single_head_ndcg(scores: np.ndarray, labels: np.ndarray, ideal: float) -> np
 
 
 def reciprocal_rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """One over the rank of the first positive in the ranking by one head alone. Ties keep the first stage's order."""
+    """One over the rank of the first positive in the ranking by a single head. Ties keep the first stage's order."""
     ranked = np.argsort(-scores, axis=0, kind="stable")
     reciprocal: np.ndarray = 1 / (np.argmax((labels > 0)[ranked], axis=0) + 1.0)
     return reciprocal
@@ -97,7 +97,7 @@ def core_criterion(temperature: float = 0.001, calibrated: bool = False) -> Crit
     """CoRe's criterion, on raw attention as published or on calibrated scores.
 
     Raises:
-        TypeError: for a temperature that is no number, or a flag that is none.
+        TypeError: for a temperature that is not a number, or a flag that is not a bool.
         ValueError: for a temperature that is not above 0.
     """
     number = check_number("temperature", temperature, what="a number above 0")
@@ -124,13 +124,13 @@ def get_criterion(criterion: str | Criterion) -> Criterion:
     """A criterion by name, or the criterion itself.
 
     Raises:
-        TypeError: for what is neither a name nor a criterion.
+        TypeError: for any value but a name or a criterion.
         ValueError: for an unknown name, listing the known ones.
     """
     if isinstance(criterion, Criterion):
         return criterion
     if not isinstance(criterion, str):
-        raise TypeError(f"criterion is the name of one or a Criterion, got {criterion!r}")
+        raise TypeError(f"criterion must be the name of a criterion or a Criterion, got {criterion!r}")
     if criterion not in CRITERIA:
         raise ValueError(f"there is no criterion {criterion!r}; known: {', '.join(CRITERIA)}; or give a Criterion")
     return CRITERIA[criterion]

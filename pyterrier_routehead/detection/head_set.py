@@ -1,7 +1,7 @@
-"""`HeadSet`: heads that rank well, with where they come from, as a PyTerrier artifact that others can load.
+"""`HeadSet`: heads that rank well with their provenance, as a PyTerrier artifact that others can load.
 
-Heads are tied to the exact weights and to the settings of their scores, so a set says which model it is for, what these
-settings were, and on what data and by which criterion its heads were found; whoever uses it compares.
+Heads are tied to the exact weights and to the settings of their scores, so a set names its model, these settings, and
+the data and criterion of the detection; they are compared when the set is used.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,16 +40,16 @@ class Detection:
     """How the heads of a set were found.
 
     Args:
-        criterion: its name.
-        settings: the criterion's own settings, and whether it saw calibrated scores.
+        criterion: name of the criterion.
+        settings: settings of the criterion, and whether it used calibrated scores.
         data: the name of the judged queries.
-        queries: number of them that counted.
+        queries: number of informative queries.
         source: where a published set comes from: paper and repository.
-        note: what a user should know.
+        note: remarks for users.
 
     Raises:
-        TypeError: for a number of queries that is none.
-        ValueError: for one below 0.
+        TypeError: for a number of queries that is not an integer.
+        ValueError: for a negative number of queries.
     """
 
     criterion: str
@@ -65,7 +65,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class _Description:
-    """What the file holds."""
+    """The schema of the JSON file."""
 
     format: int
     heads: tuple[str, ...]
@@ -78,23 +78,22 @@ class _Description:
 
 
 class HeadSet(SharedArtifact):
-    """Heads of one model in order, best first. A value: its methods give new sets.
+    """Heads of one model in order, best first. Immutable: its methods return new sets.
 
     ``HeadSet(path)``, or PyTerrier's ``Artifact.load``, ``from_hf`` and ``from_zenodo``, load a saved set;
-    :meth:`HeadSet.of` makes one; :func:`~pyterrier_routehead.published_heads` gives those of the papers.
+    :meth:`HeadSet.of` creates one; :func:`~pyterrier_routehead.published_heads` returns those of the papers.
 
     Attributes:
         heads: the heads, best first.
         k: number of heads that rank, the first ones; None: all of them.
         scores: their scores by the criterion, or None.
         model: the model's id, revision, shape and weights fingerprint (empty for published lists).
-        settings: the settings of the scores, a mapping of names of :class:`ReadingSettings`; what is not known is left
-            out.
+        settings: the settings of the scores, a mapping of names of :class:`ReadingSettings`, without unknown ones.
         detection: how the heads were found, or None.
-        version: of the package that made the set.
+        version: version of the package that created the set.
 
     Raises:
-        ArtifactError: for a folder that holds no readable head set, naming the file.
+        ArtifactError: for a folder without a readable head set, naming the file.
     """
 
     ARTIFACT_TYPE = "head_set"
@@ -115,15 +114,15 @@ class HeadSet(SharedArtifact):
         self._take(load_description(folder, _FILE, "head set"), str(folder / _FILE))
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> "HeadSet":
-        """A set, in memory, from what :meth:`to_json` gave.
+    def from_json(cls, values: Mapping[str, Any]) -> "HeadSet":
+        """A set, in memory, from the result of :meth:`to_json`.
 
         Raises:
             ArtifactError: for anything else.
         """
         made = cls.__new__(cls)
         pt.Artifact.__init__(made, pt.Artifact.NO_PATH)
-        made._take(said, "what was given")
+        made._take(values, "what was given")
         return made
 
     @classmethod
@@ -148,17 +147,17 @@ class HeadSet(SharedArtifact):
             k: number of heads that rank, the first ones; None: all of them.
 
         Raises:
-            TypeError: for a model, settings, detection, score or k of another type.
-            ValueError: for heads that the model does not have, another number of scores than heads, scores that are
-                not finite, unknown settings, or a k beyond the heads.
+            TypeError: for a model, settings, detection, score or k of a wrong type.
+            ValueError: for heads that the model does not have, a number of scores that differs from that of heads,
+                scores that are not finite, unknown settings, or a k above the number of heads.
         """
         if isinstance(settings, ReadingSettings):
             settings = {name: getattr(settings, name) for name in SETTING_NAMES}
         if not isinstance(settings, Mapping | None):
-            raise TypeError(f"settings are ReadingSettings or a mapping of some, got {settings!r}")
+            raise TypeError(f"settings must be ReadingSettings or a mapping of some, got {settings!r}")
         if not isinstance(detection, Detection | None):
-            raise TypeError(f"detection is a Detection, got {detection!r}")
-        if detection is not None:  # as a file has it, so that a saved set is equal to the one in memory
+            raise TypeError(f"detection must be a Detection, got {detection!r}")
+        if detection is not None:  # as in a file, so that a saved set is equal to the set in memory
             detection = replace(detection, settings=as_plain(detection.settings, "detection.settings"))
         return cls._made(parse_heads(heads), scores, model, _normal(settings or {}), detection, __version__, k)
 
@@ -183,7 +182,7 @@ class HeadSet(SharedArtifact):
 
     def _check(self) -> None:
         if not isinstance(self.model, ModelIdentity):
-            raise TypeError(f"model is a ModelIdentity, got {self.model!r}")
+            raise TypeError(f"model must be a ModelIdentity, got {self.model!r}")
         for name in ("num_layers", "num_heads"):
             check_whole(f"model.{name}", getattr(self.model, name))
         for head in self.heads:
@@ -197,7 +196,7 @@ class HeadSet(SharedArtifact):
         if self.k is not None:
             self.k = check_whole("k", self.k, what="number of heads")
             if self.k > len(self.heads):
-                raise ValueError(f"k is a number of heads from 1 to the set's {len(self.heads)}, got {self.k}")
+                raise ValueError(f"k must be at most the set's {len(self.heads)} heads, got {self.k}")
 
     # Choosing
 
@@ -207,9 +206,9 @@ class HeadSet(SharedArtifact):
     def __len__(self) -> int:
         return len(self.heads)
 
-    def _picked(self, places: Sequence[int], k: int | None = None) -> "HeadSet":
-        scores = None if self.scores is None else [self.scores[i] for i in places]
-        heads = [self.heads[i] for i in places]
+    def _picked(self, indices: Sequence[int], k: int | None = None) -> "HeadSet":
+        scores = None if self.scores is None else [self.scores[i] for i in indices]
+        heads = [self.heads[i] for i in indices]
         if not heads:
             raise ValueError(f"no head of {self!r} is left")
         return self._made(heads, scores, self.model, self.settings, self.detection, self.version, k)
@@ -223,23 +222,23 @@ class HeadSet(SharedArtifact):
         """The same heads, of which the first k rank; all of them for None.
 
         Raises:
-            TypeError: for a k that is no number.
-            ValueError: for one that is not from 1 to the number of heads.
+            TypeError: for a k that is not an integer.
+            ValueError: for a k below 1 or above the number of heads.
         """
         return self._picked(range(len(self)), k)
 
     def top(self, k: int) -> "HeadSet":
-        """The first k heads, all of which rank; all of the set's where there are fewer."""
+        """The first k heads, all of which rank; all heads of a smaller set."""
         return self._picked(range(min(check_whole("k", k, what="number of heads"), len(self.heads))))
 
     def below(self, layer: int) -> "HeadSet":
-        """The heads below a layer, as if the layers from there on were cut off (CoRe's pruning).
+        """The heads below a layer, as if the layers from there on were removed (CoRe's pruning).
 
-        As many of them rank as before, or all where fewer are left.
+        k is kept, or reduced to the number of remaining heads.
         """
         layer = check_whole("layer", layer, what="number of layers")
-        places = [i for i, head in enumerate(self.heads) if head.layer < layer]
-        return self._picked(places, self.k and min(self.k, len(places)))
+        indices = [i for i, head in enumerate(self.heads) if head.layer < layer]
+        return self._picked(indices, self.k and min(self.k, len(indices)))
 
     def subset(self, heads: HeadsLike) -> "HeadSet":
         """Some of the set's heads, in the set's order, all of which rank.
@@ -247,32 +246,32 @@ class HeadSet(SharedArtifact):
         Raises:
             ValueError: naming a head that is not in the set.
         """
-        wanted = set(parse_heads(heads))
-        if missing := [str(head) for head in wanted - set(self.heads)]:
+        requested = set(parse_heads(heads))
+        if missing := [str(head) for head in requested - set(self.heads)]:
             raise ValueError(f"{self!r} lacks the heads {', '.join(sorted(missing))}")
-        return self._picked([i for i, head in enumerate(self.heads) if head in wanted])
+        return self._picked([i for i, head in enumerate(self.heads) if head in requested])
 
     def random(self, k: int, seed: int, *, below: int | None = None) -> "HeadSet":
-        """A control: k heads drawn evenly from all heads of the model, or of its first ``below`` layers.
+        """A control: k heads drawn uniformly from all heads of the model, or of its first ``below`` layers.
 
         All of them rank.
         """
         k = check_whole("k", k, least=0, what="number of heads")
         layers = self.model.num_layers if below is None else check_whole("below", below, what="number of layers")
         if layers > self.model.num_layers:
-            raise ValueError(f"below is a number of layers from 1 to {self.model.num_layers}, got {below!r}")
+            raise ValueError(f"below must be at most the model's {self.model.num_layers} layers, got {below!r}")
         pool = all_heads(layers, self.model.num_heads)
         if not 1 <= k <= len(pool):
-            raise ValueError(f"k is a number from 1 to the {len(pool)} heads to draw from, got {k!r}")
+            raise ValueError(f"k must be from 1 to the {len(pool)} heads to draw from, got {k!r}")
         drawn = np.random.default_rng(seed).choice(len(pool), size=k, replace=False)
         detection = Detection("random", {"seed": seed, "k": k, "below": below}, "none", 0)
         return HeadSet.of([pool[i] for i in drawn], model=self.model, settings=self.settings, detection=detection)
 
     def union(self, other: "HeadSet") -> "HeadSet":
-        """The heads of both, this set's first, all of which rank; without scores: those of two sets need not compare.
+        """The heads of both, this set's first, all of which rank; without scores, as those of two sets may not compare.
 
         Raises:
-            MismatchError: for sets of other models or with different settings.
+            MismatchError: for sets of different models or with different settings.
         """
         self.check_model(other.model)
         if self.settings != other.settings:
@@ -286,19 +285,19 @@ class HeadSet(SharedArtifact):
         return HeadSet.of(heads, model=self.model, settings=self.settings, detection=detection)
 
     def overlap(self, other: "HeadSet") -> float:
-        """The share of the smaller set's heads that the other set has too."""
+        """The fraction of the smaller set's heads that both sets have."""
         return len(set(self.heads) & set(other.heads)) / min(len(self.heads), len(other.heads))
 
     # Comparing with a model and with a reading
 
     def check_model(self, model: ModelIdentity, *, allow_mismatch: bool = False) -> None:
-        """Refuse another model than the set's.
+        """Raise an error for a model that differs from the set's.
 
-        Where both have a fingerprint of the weights, that decides, whatever the ids. Otherwise shape and id must agree;
-        of a model in a local folder only the shape can be compared, with a warning.
+        If both have a fingerprint of the weights, it decides, whatever the ids. Otherwise shape and id must agree; of a
+        model in a local folder only the shape can be compared, with a warning.
 
         Args:
-            model: the model to be used.
+            model: the model in use.
             allow_mismatch: accept other weights of the same shape.
 
         Raises:
@@ -307,11 +306,11 @@ class HeadSet(SharedArtifact):
         check_same_model(self.model, model, allow_mismatch=allow_mismatch)
 
     def check_settings(self, settings: ReadingSettings, *, allow_mismatch: bool = False) -> None:
-        """Refuse head scores that were computed with different settings than the set's.
+        """Raise an error for head scores that were computed with different settings than the set's.
 
         Args:
             settings: those of the head scores.
-            allow_mismatch: accept them all the same.
+            allow_mismatch: accept them anyway.
 
         Raises:
             MismatchError: naming the settings that differ, with both values.
@@ -321,7 +320,7 @@ class HeadSet(SharedArtifact):
     # As a value and as a file
 
     def to_json(self) -> dict[str, Any]:
-        """All of the set as plain JSON values."""
+        """The set as plain JSON values."""
         return {
             "format": FORMAT,
             "heads": [str(head) for head in self.heads],
@@ -343,14 +342,14 @@ class HeadSet(SharedArtifact):
             self._check()
 
     def save(self, path: str | Path) -> "HeadSet":
-        """Write the set to a new folder, whole or not at all, and return the set that lies there.
+        """Write the set to a new folder, atomically, and return the saved set.
 
         Args:
             path: the folder; ``~`` is expanded.
 
         Raises:
-            FileExistsError: where the path exists already.
-            ArtifactError: where it cannot be written.
+            FileExistsError: if the path exists already.
+            ArtifactError: if it cannot be written.
         """
         return HeadSet(save_artifact(self, path, _FILE, self.to_json()))
 
@@ -372,13 +371,13 @@ class HeadSet(SharedArtifact):
         return hash((self.heads, self.model))
 
     def __repr__(self) -> str:
-        found = f", {self.detection.criterion}" if self.detection else ""
+        criterion = f", {self.detection.criterion}" if self.detection else ""
         rank = f", the first {self.k} rank" if self.k is not None else ""
-        return f"<HeadSet of {len(self.heads)} heads of {self.model.name}{found}{rank}>"
+        return f"<HeadSet of {len(self.heads)} heads of {self.model.name}{criterion}{rank}>"
 
 
 def _normal(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, of which some may be left out: checked, templates looked up, numbers as plain ones."""
+    """Some or all settings: checked, with templates looked up and plain numbers."""
     if unknown := set(settings) - set(SETTING_NAMES):
         raise ValueError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(SETTING_NAMES)}")
     resolved = resolve_settings(settings)

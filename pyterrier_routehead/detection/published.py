@@ -1,8 +1,8 @@
 """Head lists from the papers' own repositories, as head sets: ``published_heads("core-llama-3.1-8b")``.
 
-QRHead: princeton-pli/QRHead (arXiv 2506.09944), ``src/qrretriever/configs``, 16 heads a model and 32 for 70B. CoRe:
+QRHead: princeton-pli/QRHead (arXiv 2506.09944), ``src/qrretriever/configs``, 16 heads per model and 32 for 70B. CoRe:
 linhhtran/CoRe-Reranking (arXiv 2510.02219), ``head_data/*/core_temp*_prune0.0.json``, the 20 heads with the highest
-scores, of which the paper ranks by 8. Neither gives a fingerprint of the weights: these sets are checked by id and
+scores, of which the paper ranks by 8. Neither contains a fingerprint of the weights: these sets are checked by id and
 shape.
 """
 
@@ -77,12 +77,12 @@ _QR_DATA = {
 
 def _qr(name: str) -> HeadSet:
     data, _, model = name.partition("-")
-    name_of_data, queries, note = _QR_DATA[data]
+    data_name, queries, note = _QR_DATA[data]
     criterion = "ndcg@10" if data == "nq" else "qr-calibrated"
     source = "arXiv 2506.09944, https://github.com/princeton-pli/QRHead"
-    detection = Detection(criterion, {"calibrated": True}, name_of_data, queries, source, note)
+    detection = Detection(criterion, {"calibrated": True}, data_name, queries, source, note)
     settings = paper_settings("qr-qwen" if model.startswith("qwen") else "qr")
-    count = _QR[name].count(",") + 1  # QRHead's lists hold what ranks, no more
+    count = _QR[name].count(",") + 1  # all heads of QRHead's lists rank
     return HeadSet.of(_QR[name], model=_identity(model), settings=settings, detection=detection, k=count)
 
 
@@ -90,9 +90,9 @@ def _core(model: str) -> HeadSet:
     temperature, heads = _CORE[model]
     settings = paper_settings("core-mistral" if model.startswith("mistral") else "core")
     source = "arXiv 2510.02219, https://github.com/linhhtran/CoRe-Reranking"
-    how = {"temperature": temperature, "calibrated": False, "positions": 5, "depth": 50}
+    criterion_settings = {"temperature": temperature, "calibrated": False, "positions": 5, "depth": 50}
     note = _GRANITE if model.startswith("granite") else ""
-    detection = Detection("core", how, "NQ train", 1000, source, note)
+    detection = Detection("core", criterion_settings, "NQ train", 1000, source, note)
     return HeadSet.of(heads, model=_identity(model), settings=settings, detection=detection, k=8)
 
 
@@ -107,14 +107,14 @@ _SETS: dict[str, Callable[[], HeadSet]] = {
 }
 
 PUBLISHED = tuple(_SETS)
-"""Names of the published sets: method, data where there are several, model."""
+"""Names of the published sets: method, data if there are several, model."""
 
 
 def published_heads(name: str) -> HeadSet:
     """A published list as a head set, with the prompt and order of its paper.
 
     Of ``published_heads("core-llama-3.1-8b")`` the first 8 rank: CoRe's choice for Llama-3.1-8B-Instruct. CoRe's list
-    for Granite comes with a warning in ``detection.note``.
+    for Granite has a warning in ``detection.note``.
 
     Args:
         name: one of :data:`PUBLISHED`.

@@ -1,7 +1,7 @@
-"""How rankings are compared, and on which queries. It imports nothing of this package.
+"""The measure that compares rankings, and clean query splits. It imports nothing of this package.
 
 ============  ==========================================================================================================
-``measures``  nDCG@10, by which everything is compared
-``splits``    training and validation queries that give nothing away about the test queries
+``measures``  nDCG@10, the measure of all comparisons
+``splits``    training and validation queries without leakage from the test queries
 ============  ==========================================================================================================
 """

@@ -1,4 +1,4 @@
-"""Clean splits: training and validation queries that give nothing away about the test queries.
+"""Clean splits: training and validation queries without leakage from the test queries.
 
 Collections leak. A third of SciFact's test claims have a near-duplicate among the train claims, often the negated claim
 with the same gold document, and heads, routers or settings chosen on such queries look better than they are. These
@@ -14,14 +14,14 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 NEAR = 0.7
-"""Token Jaccard from which two queries count as near-duplicates."""
+"""Minimum token Jaccard similarity of near-duplicates."""
 
 
 def near_duplicates(topics: pd.DataFrame, others: pd.DataFrame, threshold: float = NEAR) -> set[str]:
-    """The qids of topics that nearly say what some other query says.
+    """The qids of topics that are near-duplicates of one of the other queries.
 
-    Two queries are near when the words that they share (lower case, runs of letters and digits) are at least this share
-    of the words that either has.
+    Two queries are near-duplicates if the Jaccard similarity of their word sets (lower case, runs of letters and
+    digits) is at least the threshold.
     """
     others_words = list(_words_by_qid(others).values())
     return {
@@ -32,24 +32,24 @@ def near_duplicates(topics: pd.DataFrame, others: pd.DataFrame, threshold: float
 
 
 def sharing_relevant(qrels: pd.DataFrame, others: pd.DataFrame) -> set[str]:
-    """The qids of qrels with a relevant document (label above 0) that is also relevant to some query of the others."""
+    """The qids of qrels with a relevant document (label above 0) that is also relevant to one of the other queries."""
     taken = set(others.loc[others["label"] > 0, "docno"])
     return set(qrels.loc[(qrels["label"] > 0) & qrels["docno"].isin(taken), "qid"].astype(str))
 
 
 def without(topics: pd.DataFrame, *dropped: Iterable[str]) -> pd.DataFrame:
-    """The topics but for some qids."""
+    """The topics without some qids."""
     return topics[~topics["qid"].astype(str).isin(set().union(*dropped))].reset_index(drop=True)
 
 
 def document_groups(topics: pd.DataFrame, qrels: pd.DataFrame) -> pd.Series:
-    """The group of each topic, by row: queries that share a relevant document, directly or by way of others, are one.
+    """The group of each topic, by row: queries that share a relevant document, directly or transitively, form a group.
 
-    Groups are numbered in order of first appearance; a query without relevant documents is a group of its own.
+    Groups are numbered in order of first appearance; a query without relevant documents forms a separate group.
     """
     qids = topics["qid"].astype(str)
     if qids.duplicated().any():
-        raise ValueError(f"qid {qids[qids.duplicated()].iloc[0]!r} stands in several rows of the topics")
+        raise ValueError(f"qid {qids[qids.duplicated()].iloc[0]!r} occurs in several rows of the topics")
     judged = qrels[(qrels["label"] > 0) & qrels["qid"].astype(str).isin(qids)]
     number = {qid: i for i, qid in enumerate(qids)}
     documents, _ = pd.factorize(judged["docno"])
@@ -63,9 +63,9 @@ def document_groups(topics: pd.DataFrame, qrels: pd.DataFrame) -> pd.Series:
 def split_by_group(
     topics: pd.DataFrame, qrels: pd.DataFrame, share: float, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Topics in two parts that share no relevant document: whole groups go to the second until it has its share."""
+    """Topics in two parts that share no relevant document: complete groups go to the second until it has its share."""
     if not 0 < share < 1:
-        raise ValueError(f"share lies between 0 and 1, got {share!r}")
+        raise ValueError(f"share must be between 0 and 1, got {share!r}")
     groups = document_groups(topics, qrels).to_numpy()
     order = np.random.default_rng(seed).permutation(groups.max(initial=-1) + 1)
     sizes = np.bincount(groups, minlength=len(order))[order]

@@ -25,7 +25,7 @@ class Judgements:
         qrels: ``qid``, ``docno`` and ``label``; above 0 is relevant.
 
     Raises:
-        ValueError: for a label that is no whole number, naming qid and docno.
+        ValueError: for a label that is not an integer, naming qid and docno.
     """
 
     def __init__(self, qrels: pd.DataFrame) -> None:
@@ -35,18 +35,18 @@ class Judgements:
         wrong = ~np.isfinite(labels) | (labels != np.round(labels))
         if wrong.any():
             qid, docno = keys[int(np.argmax(wrong))]
-            raise ValueError(f"qrels: the label of query {qid!r}, document {docno!r} is no whole number")
+            raise ValueError(f"qrels: the label of query {qid!r}, document {docno!r} must be an integer")
         self._by_query: dict[str, dict[str, float]] = {}
         for (qid, docno), label in zip(keys, labels, strict=True):
             self._by_query.setdefault(qid, {})[docno] = label
 
     def labels(self, qid: str, docnos: Iterable[object]) -> np.ndarray:
-        """One number a document, float64; 0 where it was not judged."""
+        """One label per document, float64; 0 for unjudged ones."""
         known = self._by_query.get(qid, {})
         return np.array([known.get(str(docno), 0.0) for docno in docnos])
 
     def ideal(self, qid: str) -> float:
-        """DCG@10 of the ideal ranking of all that is judged for a query."""
+        """DCG@10 of the ideal ranking of all documents judged for a query."""
         return ideal_dcg(np.array(list(self._by_query.get(qid, {}).values())))
 
 
@@ -56,10 +56,10 @@ class JudgedList:
 
     Attributes:
         query: the list's query and candidates.
-        labels: one number a candidate, float64; 0 where it was not judged.
-        ideal: DCG@10 of the ideal ranking of all documents that are judged for the query.
-        vectors: scores as they are ranked by, float32 [candidates, heads].
-        raw: attention without calibration, float32 [candidates, heads]; None where no criterion wants it.
+        labels: one label per candidate, float64; 0 for unjudged ones.
+        ideal: DCG@10 of the ideal ranking of all documents judged for the query.
+        vectors: head scores for ranking, float32 [candidates, heads].
+        raw: attention without calibration, float32 [candidates, heads]; None where no criterion requires it.
     """
 
     query: QueryList
@@ -71,12 +71,12 @@ class JudgedList:
 
 @dataclass(frozen=True)
 class JudgedLists:
-    """Lists that tell something about heads, all read the same way.
+    """Informative lists (with a relevant and a non-relevant candidate), all read with the same settings.
 
     Attributes:
-        reading: what their vectors speak of.
+        reading: model, heads and settings of their vectors.
         lists: the lists.
-        left_out: how many lists of the frame tell nothing.
+        left_out: number of uninformative lists of the frame.
     """
 
     reading: Reading
@@ -84,9 +84,9 @@ class JudgedLists:
     left_out: int
 
     def check_like(self, other: "JudgedLists") -> None:
-        """Refuse validation lists that were read otherwise than these."""
+        """Raise an error for validation lists that were read with other settings than these."""
         if other.reading.heads != self.reading.heads or not other.reading.same_but_heads(self.reading):
-            raise ValueError("the validation lists were read otherwise than the training lists")
+            raise ValueError("the validation lists were read with other settings than the training lists")
 
 
 def read_judged(
@@ -103,35 +103,35 @@ def read_judged(
     desc: str = "fit",
     verbose: bool | None = None,
 ) -> JudgedLists:
-    """Head scores of those lists of a source that tell something about heads: no other is read.
+    """Head scores of the informative lists of a source; uninformative ones are not read.
 
     Args:
         source: gives scores of all heads.
         qrels: judgements.
-        depth: only so many candidates per query.
-        check: refuses a reading before anything is read.
+        depth: maximum number of candidates per query.
+        check: raises an error for an unsuitable reading before any list is read.
         raw: uncalibrated scores too.
-        positions: read each list so many times, with one relevant document at so many places; see
+        positions: read each list this many times, with one relevant document at this many positions; see
             :func:`spread_positions`.
-        query: whether queries are wanted.
-        first_stage: whether the first stage's scores are wanted.
-        part: what the lists are called where none tells anything, such as ``"validation"``.
-        desc: what the progress bar is called.
-        verbose: whether there is one.
+        query: whether queries are required.
+        first_stage: whether the first stage's scores are required.
+        part: name of the lists in error messages, such as ``"validation"``.
+        desc: label of the progress bar.
+        verbose: whether to show a progress bar.
 
     Raises:
-        ValueError: where no list tells anything, or lists were read in different ways.
+        ValueError: if no list is informative, or lists were read with different settings.
     """
     judgements = Judgements(qrels)
-    found = source.lists(depth, query=query, first_stage=first_stage)
+    candidate_lists = source.lists(depth, query=query, first_stage=first_stage)
     informative = []
-    for candidates in found:
+    for candidates in candidate_lists:
         labels = judgements.labels(candidates.qid, source.frame["docno"].iloc[candidates.rows])
-        if tells(labels):
+        if is_informative(labels):
             informative.append((candidates, labels))
     if not informative:
         raise ValueError(
-            f"none of the {len(found)} {part} lists has both a relevant and another candidate: "
+            f"none of the {len(candidate_lists)} {part} lists has both a relevant and a non-relevant candidate: "
             "do the qids and docnos of topics and qrels agree?"
         )
     source.accept([candidates for candidates, _ in informative])
@@ -139,12 +139,15 @@ def read_judged(
     if check is not None:
         check(reading)
     for candidates, _ in informative:
-        here = source.reading(candidates)
-        if here is not reading and (here.heads != reading.heads or not here.same_but_heads(reading)):
-            raise ValueError(f"query {candidates.qid!r}: its head_scores were read otherwise than those before it")
+        list_reading = source.reading(candidates)
+        same_heads = list_reading.heads == reading.heads
+        if list_reading is not reading and not (same_heads and list_reading.same_but_heads(reading)):
+            raise ValueError(
+                f"query {candidates.qid!r}: its head_scores were read with other settings than those before it"
+            )
     if positions is None:
         placed = [(candidates, labels, judgements.ideal(candidates.qid)) for candidates, labels in informative]
-    else:  # with the other relevant documents left out, the best ranking is that of the list itself
+    else:  # the other relevant documents are left out, so the ideal ranking is that of the list
         placed = [
             (candidates.part(order), labels[order], ideal_dcg(labels[order]))
             for candidates, labels in informative
@@ -161,26 +164,26 @@ def read_judged(
     for (candidates, labels, ideal), scores in zip(shown, read, strict=True):
         check_finite(scores.vectors, candidates.qid)
         lists.append(JudgedList(candidates, labels, ideal, scores.vectors, scores.raw))
-    return JudgedLists(reading, lists, len(found) - len(informative))
+    return JudgedLists(reading, lists, len(candidate_lists) - len(informative))
 
 
-def tells(labels: np.ndarray) -> bool:
-    """Whether a list with these labels tells something about heads: it has a positive and a negative."""
+def is_informative(labels: np.ndarray) -> bool:
+    """Whether a list with these labels distinguishes heads: it has a positive and a negative."""
     return bool((labels > 0).any() and (labels <= 0).any())
 
 
 def spread_positions(labels: np.ndarray, positions: int) -> list[np.ndarray]:
-    """CoRe's position protocol: orders of a list's candidates with one positive at several places.
+    """CoRe's position protocol: orders of a list's candidates with one positive at several positions.
 
-    The first positive is kept and put at places spread evenly from the first to the last; the negatives keep their
-    order, other positives are left out.
+    The first positive is put at positions spread evenly from the first to the last; the negatives keep their order,
+    other positives are left out.
 
     Args:
-        labels: one number a candidate, best of the first stage first; with a positive and a negative.
-        positions: how many places; each is taken once where there are fewer.
+        labels: one label per candidate, in first-stage order; with a positive and a negative.
+        positions: number of positions; each is used once where the list has fewer.
 
     Returns:
-        For each order the numbers of the candidates.
+        For each order the indices of the candidates.
     """
     positive, negatives = int(np.argmax(labels > 0)), np.flatnonzero(labels <= 0)
     places = dict.fromkeys(np.linspace(0, len(negatives), positions).round().astype(int).tolist())
@@ -190,30 +193,30 @@ def spread_positions(labels: np.ndarray, positions: int) -> list[np.ndarray]:
 def judge_heads(criterion: Criterion, lists: Sequence[JudgedList]) -> np.ndarray:
     """Mean of a criterion over judged lists: one number per head, float64 [heads].
 
-    Lists that tell nothing (no positive, or nothing but positives) do not count.
+    Uninformative lists (without a positive or without a negative) are ignored.
 
     Raises:
-        ValueError: where no list counts.
+        ValueError: if no list is informative.
     """
-    counting = []
+    values_by_list = []
     for judged_list in lists:
         scores = judged_list.vectors if criterion.calibrated else judged_list.raw
-        assert scores is not None, "a criterion on uncalibrated scores asks for them"
+        assert scores is not None, "a criterion on uncalibrated scores requires them"
         if (values := criterion(scores, judged_list.labels, ideal=judged_list.ideal)) is not None:
-            counting.append(values)
-    if not counting:
+            values_by_list.append(values)
+    if not values_by_list:
         raise ValueError(
-            "no candidate list has both a relevant and another candidate: "
+            "no candidate list has both a relevant and a non-relevant candidate: "
             "do the qids and docnos of topics and qrels agree?"
         )
-    mean: np.ndarray = np.mean(counting, axis=0)
+    mean: np.ndarray = np.mean(values_by_list, axis=0)
     return mean
 
 
 def ranked_heads(
     criterion: Criterion, judged: JudgedLists, *, depth: int | None, positions: int | None, data: str | None
 ) -> HeadSet:
-    """All heads that were read, best first by a criterion."""
+    """All heads of judged lists, best first by a criterion."""
     scores = judge_heads(criterion, judged.lists)
     order = np.argsort(-scores, kind="stable")
     settings = {**criterion.settings, "calibrated": criterion.calibrated, "depth": depth}
@@ -230,7 +233,7 @@ def ranked_heads(
 
 
 def mean_ndcg(judged: JudgedLists, columns: Sequence[int] | None, first_stage_weight: float) -> float:
-    """Mean nDCG@10 of judged lists, ranked by the sum of some heads; by the first stage's order without any."""
+    """Mean nDCG@10 of judged lists, ranked by the sum of some heads; in first-stage order for None."""
     values = []
     for judged_list in judged.lists:
         if columns is None:
@@ -244,17 +247,17 @@ def mean_ndcg(judged: JudgedLists, columns: Sequence[int] | None, first_stage_we
 
 
 def check_calibration(criteria: Iterable[Criterion], settings: ReadingSettings) -> None:
-    """Refuse a criterion on calibrated scores for scores that are not."""
+    """Raise an error for a criterion on calibrated scores with uncalibrated scores."""
     for criterion in criteria:
         if criterion.calibrated and not settings.calibrate:
-            raise ValueError(f"the criterion {criterion.name!r} is on calibrated scores, but calibrate=False")
+            raise ValueError(f"the criterion {criterion.name!r} requires calibrated scores, but calibrate=False")
 
 
 def check_parts(train: pd.DataFrame, valid: pd.DataFrame | None, qrels_va: pd.DataFrame | None) -> None:
-    """Refuse training and validation queries that do not go together, before anything is read.
+    """Raise an error for inconsistent training and validation queries, before any list is read.
 
     Raises:
-        ValueError: for validation candidates without judgements or the reverse, or queries that are in both parts.
+        ValueError: for validation candidates without judgements or the reverse, or queries in both parts.
     """
     if (valid is None) != (qrels_va is None):
         raise ValueError("validation queries need both candidates and qrels: fit(topics, qrels, topics, qrels)")
@@ -263,5 +266,5 @@ def check_parts(train: pd.DataFrame, valid: pd.DataFrame | None, qrels_va: pd.Da
     for name, frame in (("training", train), ("validation", valid)):
         if "qid" not in frame.columns:
             raise ValueError(f"the {name} candidates have no column 'qid'")
-    if both := set(train["qid"].astype(str)) & set(valid["qid"].astype(str)):
-        raise ValueError(f"{len(both)} queries are in training and validation, such as {min(both)!r}")
+    if shared := set(train["qid"].astype(str)) & set(valid["qid"].astype(str)):
+        raise ValueError(f"{len(shared)} queries are in training and validation, such as {min(shared)!r}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RouterLists:
-    """Judged lists with the query embeddings that a router sees.
+    """Judged lists with the query embeddings of a router.
 
     Attributes:
         lists: the lists, with vectors over the pool's heads.
@@ -35,10 +35,10 @@ class RouterLists:
     states: np.ndarray
 
     def data(self, *, evidence: bool, first_stage_weight: float) -> "RoutingData":
-        """As tensors are made of it, without labels.
+        """The arrays for training, without labels.
 
         Args:
-            evidence: whether the router looks at the lists too.
+            evidence: whether the router uses features of the list too.
             first_stage_weight: weight of the first stage's score in the ranking.
         """
         from ..routing.training import RoutingData
@@ -46,23 +46,23 @@ class RouterLists:
         vectors = [judged_list.vectors for judged_list in self.lists]
         labels = [judged_list.labels for judged_list in self.lists]
         padded = PaddedLists.of(vectors, labels, [judged_list.ideal for judged_list in self.lists])
-        list_wise = None
+        list_features = None
         if evidence:
-            list_wise = np.stack(
+            list_features = np.stack(
                 [list_evidence(judged_list.vectors, judged_list.query.known_first_stage) for judged_list in self.lists]
             )
-        first = _first_stage(self.lists, padded.there.shape, first_stage_weight)
-        return RoutingData(self.states, padded, list_wise, first_stage=first)
+        first_stage = _first_stage(self.lists, padded.mask.shape, first_stage_weight)
+        return RoutingData(self.states, padded, list_features, first_stage=first_stage)
 
 
 @dataclass(frozen=True)
 class LearntRouter:
-    """What training gives.
+    """The result of training.
 
     Attributes:
         router: the router.
-        labels: one row a training query: its labelled heads, and nDCG@10 before and after.
-        report: one row an epoch: losses, chosen heads, and held-out nDCG@10.
+        labels: one row per training query: its labelled heads, and nDCG@10 before and after.
+        report: one row per epoch: losses, chosen heads, and held-out nDCG@10.
     """
 
     router: HeadRouter
@@ -86,9 +86,9 @@ def learn_router(
     left_out: int,
     progress: bool,
 ) -> LearntRouter:
-    """Make pseudo labels of the training lists, train on them, and keep the epoch that ranks held-out lists best.
+    """Make pseudo labels for the training lists, train on them, and keep the epoch that ranks held-out lists best.
 
-    Warns where that is the router as it started, from the labels' frequencies: it has learnt nothing from the queries.
+    Warns if that is the initial router, from the labels' frequencies: it has learned nothing from the queries.
     """
     from ..routing.training import train as train_weights
 
@@ -104,21 +104,21 @@ def learn_router(
     )
     best = int(report["held-out nDCG@10"].argmax())
     epoch = int(report["epoch"].iloc[best])
-    # A start by ridge regression has learnt from the queries already.
-    untaught = epoch == 0 and settings.start == "frequency"
-    named = recipe if isinstance(recipe, str) else getattr(recipe, "__name__", "own")
+    # A start by ridge regression has learned from the queries already.
+    kept_start = epoch == 0 and settings.start == "frequency"
+    recipe_name = recipe if isinstance(recipe, str) else getattr(recipe, "__name__", "own")
     summary = {
-        "labels": named if settings.labels else None,
+        "labels": recipe_name if settings.labels else None,
         "first stage's weight": float(first_stage_weight),
         "training queries": len(train.lists),
         "held-out queries": len(held_out.lists),
         "left out": int(left_out),
         "distinct labels": int(table["heads"].nunique()),
         "epoch": epoch,
-        "kept its start": untaught,
+        "kept its start": kept_start,
         "held-out nDCG@10": float(report["held-out nDCG@10"].iloc[best]),
     }
-    if untaught:
+    if kept_start:
         warn(
             f"no epoch of training ranked the {len(held_out.lists)} held-out queries better than the router as it "
             f"started: it has learnt nothing from {len(train.lists)} training queries, and chooses nearly the same "
@@ -128,10 +128,10 @@ def learn_router(
 
 
 def _first_stage(lists: Sequence[JudgedList], shape: tuple[int, int], weight: float) -> np.ndarray | None:
-    """The first stage's part in each score, as it is added when ranking; 0 in padding."""
+    """The first stage's part of each score; 0 in padding."""
     if not weight:
         return None
     added = np.zeros(shape)
-    for part, judged_list in zip(added, lists, strict=True):
-        part[: len(judged_list.labels)] = weight * standardised(judged_list.query.known_first_stage)
+    for list_part, judged_list in zip(added, lists, strict=True):
+        list_part[: len(judged_list.labels)] = weight * standardised(judged_list.query.known_first_stage)
     return added

@@ -1,7 +1,7 @@
-"""Which weights of a model are in effect at this moment, where PEFT's adapters are added, switched, disabled or merged.
+"""The weights of a model that are in effect, with PEFT adapters added, switched, disabled or merged.
 
 An adapter that is disabled or merged computes nothing, so a model with such adapters is distinguished from its base by
-the weights of the base alone. PEFT itself is not needed: its layers are known by what they have.
+the weights of the base alone. PEFT itself is not needed: its layers are recognised by their attributes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def weights_in_effect(module: "torch.nn.Module") -> "dict[str, torch.Tensor]":
-    """A module's tensors by name, as if its base had been taken out of the wrappers of adapters and compilation.
+    """A module's tensors by name, as if its base had been unwrapped from adapters and compilation.
 
-    Adapters that are not in effect are left out. One that is stands under the number that it has among those in effect,
-    since its name changes nothing.
+    Adapters that are not in effect are left out. The others are named by their number among those in effect, since
+    their names do not matter.
     """
     import torch
 
@@ -27,8 +27,8 @@ def weights_in_effect(module: "torch.nn.Module") -> "dict[str, torch.Tensor]":
 
 
 def settings_in_effect(module: "torch.nn.Module") -> list[str]:
-    """What adapters that are in effect have beside tensors, such as their scaling."""
-    found = []
+    """Settings other than tensors of the adapters in effect, such as their scaling."""
+    settings = []
     for name, part in module.named_modules():
         if not _is_tuner(part):
             continue
@@ -37,19 +37,19 @@ def settings_in_effect(module: "torch.nn.Module") -> list[str]:
                 by_adapter = getattr(part, setting, None)
                 value = by_adapter.get(adapter) if isinstance(by_adapter, dict) else None
                 if isinstance(value, bool | int | float | str):
-                    found.append(f"{_plain_name(module, name)}:{type(part).__name__}:{number}:{setting}={value!r}")
-    return found
+                    settings.append(f"{_plain_name(module, name)}:{type(part).__name__}:{number}:{setting}={value!r}")
+    return settings
 
 
 def adapters_in_effect(module: "torch.nn.Module") -> bool:
-    """Whether any adapter changes what this module computes."""
+    """Whether any adapter changes the output of this module."""
     return any(
         (_is_tuner(part) or _is_saved_copy(part)) and bool(_in_effect(part)) for part in module.modules()
     )
 
 
 def refuse_pending_unmerge(modules: "Iterable[torch.nn.Module]") -> None:
-    """Refuse adapters that the next forward, whoever calls it, would take out of the weights.
+    """Raise an error for adapters that the next forward, by any caller, would unmerge from the weights.
 
     Raises:
         ValueError: naming the adapters.
@@ -65,7 +65,7 @@ def refuse_pending_unmerge(modules: "Iterable[torch.nn.Module]") -> None:
 
 
 def virtual_tokens(model: "torch.nn.Module") -> str | None:
-    """PEFT's name of an active adapter that puts virtual tokens before every prompt, which no pass would see."""
+    """PEFT's name of an active adapter that prepends virtual tokens to every prompt, which passes would not see."""
     for config in _active_configs(model):
         if getattr(config, "is_prompt_learning", False):
             return str(getattr(config.peft_type, "value", config.peft_type))

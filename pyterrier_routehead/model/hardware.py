@@ -1,4 +1,4 @@
-"""Devices and dtypes: as users name them, and which suit a machine."""
+"""Devices and dtypes: as users name them, and the defaults of a machine."""
 
 import re
 from typing import TYPE_CHECKING
@@ -18,34 +18,34 @@ def dtype_name(dtype: "str | torch.dtype") -> str:
     """The full name of a dtype, such as ``"bfloat16"``, or ``"auto"``; does not import torch.
 
     Args:
-        dtype: a torch dtype, its name, with or without ``torch.``, or a usual short one: ``"bf16"``, ``"fp16"``,
+        dtype: a torch dtype, its name, with or without ``torch.``, or a common short one: ``"bf16"``, ``"fp16"``,
             ``"half"``, ``"fp32"``, ``"float"``.
 
     Raises:
-        TypeError: for another kind of value.
-        ValueError: for a dtype that no model is read in.
+        TypeError: for a value of a wrong type.
+        ValueError: for an unsupported dtype.
     """
-    expected = f"dtype is 'auto' or one of {', '.join(map(repr, (*_DTYPES, *_SHORT)))}, got {dtype!r}"
-    # A torch dtype can only be told by its class's name while torch may not be imported.
+    expected = f"dtype must be 'auto' or one of {', '.join(map(repr, (*_DTYPES, *_SHORT)))}, got {dtype!r}"
+    # A torch dtype is recognised by its class's name, since torch may not be imported here.
     if not isinstance(dtype, str) and (type(dtype).__module__, type(dtype).__name__) != ("torch", "dtype"):
         raise TypeError(expected)
     name = str(dtype).removeprefix("torch.")
     name = _SHORT.get(name, name)
     if name not in ("auto", *_DTYPES):
-        raise ValueError(f"{expected}; quantised weights come by model_kwargs={{'quantization_config': ...}}")
+        raise ValueError(f"{expected}; quantised weights are loaded by model_kwargs={{'quantization_config': ...}}")
     return name
 
 
 def check_device_name(device: "str | torch.device | None") -> None:
-    """Refuse what no device is called; whether the machine has it is known once torch is imported.
+    """Raise an error for an invalid device name; whether the machine has the device is checked once torch is imported.
 
     Raises:
-        TypeError: for another kind of value.
-        ValueError: for a string of another form.
+        TypeError: for a value of a wrong type.
+        ValueError: for a string of a wrong form.
     """
     if device is None or (type(device).__module__, type(device).__name__) == ("torch", "device"):
         return
-    expected = f"device is a string such as 'cpu', 'cuda' or 'cuda:1', a torch device or None, got {device!r}"
+    expected = f"device must be a string such as 'cpu', 'cuda' or 'cuda:1', a torch device or None, got {device!r}"
     if not isinstance(device, str):
         raise TypeError(expected)
     if not _DEVICE.fullmatch(device) or device.partition(":")[0] == "gpu":
@@ -53,10 +53,10 @@ def check_device_name(device: "str | torch.device | None") -> None:
 
 
 def find_device(device: "str | torch.device | None") -> "torch.device":
-    """The device that is meant, which this machine has; None means its GPU, else the CPU.
+    """The device with this name on this machine; None means its GPU, else the CPU.
 
     Raises:
-        ValueError: naming a device that is not there.
+        ValueError: naming a device that the machine lacks.
     """
     import torch
 
@@ -64,23 +64,23 @@ def find_device(device: "str | torch.device | None") -> "torch.device":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator if accelerator is not None else torch.device("cpu")
     try:
-        found = torch.device(device)
-        kind = None if found.type == "cpu" else torch.get_device_module(found)
+        target = torch.device(device)
+        module = None if target.type == "cpu" else torch.get_device_module(target)
     except RuntimeError as error:
         raise ValueError(f"device={str(device)!r} is unknown to torch: {_first_line(error)}") from None
-    if kind is not None:
+    if module is not None:
         # torch.meta and the like hold no values and have no such function.
-        count = kind.device_count() if getattr(kind, "is_available", bool)() else 0
-        if (found.index or 0) >= count:
+        count = module.device_count() if getattr(module, "is_available", bool)() else 0
+        if (target.index or 0) >= count:
             raise ValueError(
                 f"device={str(device)!r} is not on this machine: torch {torch.__version__} finds {count} "
-                f"{found.type} devices; leave device out for the best one"
+                f"{target.type} devices; leave device out for the best one"
             )
-    return found
+    return target
 
 
 def find_dtype(dtype: "str | torch.dtype", device: "torch.device") -> "torch.dtype":
-    """The dtype that is meant; ``"auto"`` means bf16 where the device multiplies it natively, else fp32."""
+    """The dtype with this name; ``"auto"`` means bf16 where the device multiplies it natively, else fp32."""
     import torch
 
     name = dtype_name(dtype)
@@ -98,9 +98,9 @@ def _cpu_has_bf16_matrices() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware: AMX or AVX512-BF16 on x86, BF16 (BFMMLA) on Arm."""
     import torch
 
-    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # not there in older releases: fp32 then
-    found = get_capabilities() if get_capabilities else {}
-    return any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # missing in older releases: fp32 then
+    capabilities = get_capabilities() if get_capabilities else {}
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Whether a model or tokenizer is there: looked up once, before transformers asks for one file after another.
+"""Locates a model or tokenizer, before transformers requests its files one by one.
 
-A name is a folder, if there is one of that name; else a hub id, unless it can only be a path. The hub is asked a
-single question, without retries: if no answer comes, everything is taken from its cache.
+A name is a folder, if a folder of that name exists; else a hub id, unless it can only be a path. The hub is queried
+once, without retries: if it does not answer, everything is taken from its cache.
 """
 
 import os
@@ -14,15 +14,15 @@ from typing import Any
 from ..common.errors import ModelNotFoundError, UnsupportedArchitectureError
 
 ACCESS = ("cache_dir", "force_download", "local_files_only", "token", "trust_remote_code")
-"""Arguments of ``from_pretrained`` that hold for every repository."""
+"""Arguments of ``from_pretrained`` that apply to every repository."""
 PLACE = ("revision", "subfolder", "code_revision", "gguf_file")
-"""Arguments of ``from_pretrained`` that hold for one repository."""
+"""Arguments of ``from_pretrained`` that apply to one repository."""
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "config.json")
 _FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".pt", ".json")
-_SHORT_ERROR = 300
-"""Maximum number of characters that are repeated of another package's error."""
+_MAX_ERROR = 300
+"""Maximum number of characters quoted from errors of other packages."""
 _TOKEN = "hf auth login, HF_TOKEN, or model_kwargs={'token': ...}"
-_GET_ONE = "check the spelling, give a local folder, or download it where there is a network: hf download {}"
+_DOWNLOAD_ADVICE = "check the spelling, give a local folder, or download it where there is a network: hf download {}"
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Place:
     """Where a model or tokenizer is loaded from.
 
     Attributes:
-        what: what it is called in messages.
-        path: a folder or hub id, as ``from_pretrained`` takes it.
+        what: its name in messages.
+        path: a folder or hub id, as for ``from_pretrained``.
         arguments: hub arguments of ``from_pretrained``.
-        note: why the hub itself was not asked for the files, if it was not.
-        advice: what else can be done if files are missing.
+        note: why the hub was not queried for the files, if it was not.
+        advice: what to do if files are missing.
     """
 
     what: str
@@ -47,30 +47,30 @@ class Place:
 def look_up(
     path: str, what: str, arguments: Mapping[str, Any], *, files: tuple[str, ...] = ("config.json",), advice: str = ""
 ) -> Place:
-    """The place of a model or tokenizer, once it is known to be there.
+    """The place of a model or tokenizer, checked to exist.
 
     Args:
         path: a folder, a GGUF file or a hub id.
-        what: what it is called in messages.
+        what: its name in messages.
         arguments: hub arguments of ``from_pretrained``.
-        files: any one of these must be there; nothing is checked if empty.
-        advice: what can be done if it is not there.
+        files: at least one of these must exist; nothing is checked if empty.
+        advice: what to do if it is missing.
 
     Raises:
         ModelNotFoundError: naming it, what was tried and what to do.
     """
     place = Place(what, path, dict(arguments), advice=advice)
-    here = Path(path)
+    local_path = Path(path)
     if path.endswith(".gguf"):
-        _check_gguf(here, place)
-        return replace(place, path=str(here.parent), arguments={**arguments, "gguf_file": here.name})
-    if here.is_dir():
-        _check_folder(here / (arguments.get("subfolder") or ""), place, files)
+        _check_gguf(local_path, place)
+        return replace(place, path=str(local_path.parent), arguments={**arguments, "gguf_file": local_path.name})
+    if local_path.is_dir():
+        _check_folder(local_path / (arguments.get("subfolder") or ""), place, files)
         return place
-    if here.exists():
-        raise _missing(place, f"{here.absolute()} is a file, but neither a saved model's folder nor a GGUF file")
+    if local_path.exists():
+        raise _missing(place, f"{local_path.absolute()} is a file, but neither a saved model's folder nor a GGUF file")
     if _can_only_be_a_path(path):
-        raise _missing(place, f"there is no folder or file {here.absolute()}")
+        raise _missing(place, f"there is no folder or file {local_path.absolute()}")
     return _ask_hub(place, files)
 
 
@@ -81,11 +81,11 @@ def as_typed(name: str | Path) -> str:
 
 @contextmanager
 def short_errors(place: Place, *also: type[Exception]) -> Iterator[None]:
-    """What transformers raises over many lines and causes, as one error that names the model.
+    """Turn the long errors of transformers into a short error that names the model.
 
     Args:
-        place: what is loaded.
-        also: further errors that mean that it cannot be had.
+        place: the place of the model or tokenizer.
+        also: additional errors that mean that it cannot be loaded.
     """
     from safetensors import SafetensorError
 
@@ -95,17 +95,17 @@ def short_errors(place: Place, *also: type[Exception]) -> Iterator[None]:
     except (ModelNotFoundError, UnsupportedArchitectureError):
         raise
     except unreadable as error:
-        raise _missing(place, f"{type(error).__name__}: {_in_short(error)}") from None
+        raise _missing(place, f"{type(error).__name__}: {_shortened(error)}") from None
     except ValueError as error:
         trust = "trust_remote_code" in str(error)
         hint = "; if you trust it: model_kwargs={'trust_remote_code': True}" if trust else ""
-        raise ValueError(f"{place.what} cannot be loaded: {_in_short(error)}{hint}") from None
+        raise ValueError(f"{place.what} cannot be loaded: {_shortened(error)}{hint}") from None
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise ValueError(
-            f"{place.what} cannot be loaded: its weights have other shapes than its configuration says; are there "
-            "values in model_kwargs that change shapes?"
+            f"{place.what} cannot be loaded: the shapes of its weights differ from its configuration; does "
+            "model_kwargs change shapes?"
         ) from None
 
 
@@ -114,7 +114,7 @@ def _check_gguf(file: Path, place: Place) -> None:
         raise _missing(place, f"there is no file {file.absolute()}")
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
-            raise _missing(place, f"{file.absolute()} is no GGUF file")
+            raise _missing(place, f"{file.absolute()} is not a GGUF file")
 
 
 def _check_folder(folder: Path, place: Place, files: tuple[str, ...]) -> None:
@@ -122,16 +122,16 @@ def _check_folder(folder: Path, place: Place, files: tuple[str, ...]) -> None:
         return
     if (folder / "adapter_config.json").is_file():
         raise ModelNotFoundError(
-            f"{place.what} cannot be loaded: {folder} holds a PEFT adapter alone (adapter_config.json), not the model "
-            "that it adapts; load both with peft and give the result: FrozenLLM(PeftModel.from_pretrained(base, "
+            f"{place.what} cannot be loaded: {folder} holds only a PEFT adapter (adapter_config.json), not its base "
+            "model; load both with peft and give the result: FrozenLLM(PeftModel.from_pretrained(base, "
             "adapter), tokenizer=...)"
         )
-    found = ", ".join(sorted(os.listdir(folder))[:8]) if folder.is_dir() else "no such folder"
-    raise _missing(place, f"{folder.absolute()} has no {' or '.join(files)} (it holds: {found or 'nothing'})")
+    content = ", ".join(sorted(os.listdir(folder))[:8]) if folder.is_dir() else "no such folder"
+    raise _missing(place, f"{folder.absolute()} has no {' or '.join(files)} (it holds: {content or 'nothing'})")
 
 
 def _can_only_be_a_path(name: str) -> bool:
-    """Whether a name cannot be a hub's id, which is NAME or OWNER/NAME."""
+    """Whether a name cannot be a hub id, which is NAME or OWNER/NAME."""
     return (
         name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or name.lower().endswith(_FILE_ENDINGS)
     )
@@ -154,19 +154,19 @@ def _ask_hub(place: Place, files: tuple[str, ...]) -> Place:
     cached = {name: options[name] for name in ("cache_dir", "revision") if name in options}
     prefix = f"{options['subfolder']}/" if options.get("subfolder") else ""
     try:
-        there = not files or any(
+        is_cached = not files or any(
             isinstance(try_to_load_from_cache(place.path, prefix + name, **cached), str) for name in files
         )
     except HFValidationError:
         raise _missing(place, f"it is neither a folder ({Path(place.path).absolute()}) nor a hub id") from None
-    if not there:
+    if not is_cached:
         tried = f"it is no folder here, not in the cache {cached.get('cache_dir', constants.HF_HUB_CACHE)}, and {note}"
-        raise _missing(replace(place, advice=place.advice or _GET_ONE.format(place.path)), tried)
+        raise _missing(replace(place, advice=place.advice or _DOWNLOAD_ADVICE.format(place.path)), tried)
     return replace(place, arguments={**place.arguments, "local_files_only": True}, note=note)
 
 
 def _no_answer(repository: str, options: Mapping[str, Any], files: tuple[str, ...]) -> str | None:
-    """Why the hub gives no such model; None if it does."""
+    """Why the hub does not provide the model; None if it does."""
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
     where = {name: options[name] for name in ("revision", "subfolder") if name in options}
@@ -177,13 +177,13 @@ def _no_answer(repository: str, options: Mapping[str, Any], files: tuple[str, ..
         except errors.GatedRepoError:
             return f"the Hub grants access to it on request: ask for it on its page, then give a token ({_TOKEN})"
         except errors.RepositoryNotFoundError:
-            return f"the Hub has none of that name; a private one needs a token ({_TOKEN})"
+            return f"the Hub has no repository of that name; a private one needs a token ({_TOKEN})"
         except errors.RevisionNotFoundError:
             return f"the Hub has it, but not its revision {where.get('revision')!r}"
         except errors.EntryNotFoundError:
             continue
-        except Exception as error:  # whichever HTTP library the hub's client uses
-            return f"the Hub could not be reached ({type(error).__name__}: {_in_short(error)})"
+        except Exception as error:  # depends on the HTTP library of the hub's client
+            return f"the Hub could not be reached ({type(error).__name__}: {_shortened(error)})"
     return f"the Hub has it, but without {' or '.join(files)}: an adapter or GGUF files alone?" if files else None
 
 
@@ -192,6 +192,6 @@ def _missing(place: Place, tried: str) -> ModelNotFoundError:
     return ModelNotFoundError(f"{place.what} cannot be loaded: {'; '.join(notes)}")
 
 
-def _in_short(error: Exception) -> str:
+def _shortened(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return text if len(text) <= _SHORT_ERROR else f"{text[:_SHORT_ERROR]}..."
+    return text if len(text) <= _MAX_ERROR else f"{text[:_MAX_ERROR]}..."

@@ -1,4 +1,4 @@
-"""A decoder that is in memory, and what can be said of it: its size, its context, its weights."""
+"""A decoder in memory: its size, context and weights."""
 
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _CONTEXT_NAMES = ("max_position_embeddings", "max_target_positions")
-"""What configurations call the length of the context; the latter is Whisper's."""
+"""Names of the context length in configurations; the latter is Whisper's."""
 
 
 @dataclass
 class LoadedModel:
-    """A decoder that is in memory.
+    """A decoder in memory.
 
     Attributes:
         name: id, folder or file.
@@ -27,8 +27,8 @@ class LoadedModel:
         total_layers: number of layers of the complete model, loaded or not.
         num_heads: attention (query) heads per layer.
         max_layers: maximum number of layers to use; None for all that are loaded.
-        live: whether somebody else loaded it, and may change it at any time.
-        early_fingerprint: a hash per layer, where it had to be taken before the weights were cast.
+        live: whether its owner loaded it, and may change it at any time.
+        early_fingerprint: a hash per layer, if it was computed before the weights were cast.
     """
 
     name: str
@@ -79,7 +79,7 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int | None:
-        """Number of positions that the model was made for; None if its configuration does not say."""
+        """Number of positions that the model was made for; None if its configuration does not state it."""
         lengths = (getattr(self.decoder.config, name, None) for name in _CONTEXT_NAMES)
         return next((length for length in lengths if length is not None), None)
 
@@ -98,11 +98,11 @@ class LoadedModel:
 
     @property
     def fingerprint(self) -> tuple[str, ...]:
-        """One short hash per loaded layer over its weights; of a live model taken anew each time."""
+        """One short hash per loaded layer over its weights; recomputed each time for a live model."""
         return model_hashes(self.decoder, self.layers) if self.live else self.snapshot().fingerprint
 
     def snapshot(self) -> ModelSnapshot:
-        """What the model is at this moment; taken once unless it is live."""
+        """The current identity of the model; computed once unless it is live."""
         if self._snapshot is not None:
             return self._snapshot
         fingerprint = self.early_fingerprint or model_hashes(self.decoder, self.layers)

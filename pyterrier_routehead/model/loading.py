@@ -1,4 +1,4 @@
-"""Opens a model: from the hub, a folder, a GGUF file, or one that is loaded already.
+"""Loads a model from the hub, a folder or a GGUF file, or adopts a loaded one.
 
 Only the decoder below the language-model head is kept, together with its stack of layers and its tokenizer.
 """
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 def adopt_model(
     model: "PreTrainedModel", tokenizer: "str | Path | PreTrainedTokenizerBase", name: str, max_layers: int | None
 ) -> LoadedModel:
-    """Take in a loaded model, which is not changed.
+    """Adopt a loaded model, which is not changed.
 
     Args:
         model: the model.
         tokenizer: its tokenizer, or the id or folder of one.
-        name: what results and messages call the model.
+        name: the model's name in results and messages.
         max_layers: maximum number of layers to use; None for all.
 
     Raises:
-        ModelNotFoundError: for a tokenizer by name that cannot be had.
-        UnsupportedArchitectureError: for a model whose decoder cannot be taken apart.
+        ModelNotFoundError: for a tokenizer by name that cannot be loaded.
+        UnsupportedArchitectureError: for a model whose decoder cannot be extracted.
     """
-    _refuse_offloaded(model)
-    loaded = _take_apart(model, open_tokenizer(tokenizer), name)
+    _check_not_offloaded(model)
+    loaded = _extract_decoder(model, open_tokenizer(tokenizer), name)
     loaded.live, loaded.max_layers = True, max_layers
     return loaded
 
@@ -58,16 +58,16 @@ def load_model(
     """Load a model, or its first layers; arguments as for :class:`~pyterrier_routehead.model.frozen.FrozenLLM`.
 
     Raises:
-        ModelNotFoundError: for a model or tokenizer that is not there or cannot be fetched.
-        UnsupportedArchitectureError: for a model whose decoder cannot be taken apart.
-        ValueError: for a device that the machine lacks, and for what transformers does not accept.
+        ModelNotFoundError: for a model or tokenizer that is missing or cannot be downloaded.
+        UnsupportedArchitectureError: for a model whose decoder cannot be extracted.
+        ValueError: for a device that the machine lacks, and for values that transformers rejects.
     """
     import torch
     from transformers import AutoModel
 
     target = find_device(device)
-    wanted_dtype = find_dtype(dtype, target)
-    # Code from a repository runs only where it was asked for: without a value, transformers asks on the terminal.
+    target_dtype = find_dtype(dtype, target)
+    # Code from a repository runs only on request: without a value, transformers asks on the terminal.
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     where |= {name: value for name, value in model_kwargs.items() if name in (*ACCESS, *PLACE)}
     kwargs = {name: value for name, value in model_kwargs.items() if name not in where}
@@ -82,22 +82,22 @@ def load_model(
     keep = total if max_layers is None or total is None else min(max_layers, total)
     if keep is not None and keep != total and "gguf_file" not in place.arguments:
         config = config_of_part(config, keep) or config
-    # fp16 holds fewer magnitudes than bf16: the fingerprint is taken before the cast.
+    # fp16 has a smaller range than bf16: the fingerprint is computed before the cast.
     quantised = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
-    cast_later = wanted_dtype == torch.float16 and not quantised
-    first = "auto" if cast_later else wanted_dtype
+    cast_later = target_dtype == torch.float16 and not quantised
+    initial_dtype = "auto" if cast_later else target_dtype
     with short_errors(place), _unknown_arguments(kwargs, config):
-        model = AutoModel.from_pretrained(place.path, config=config, dtype=first, **place.arguments, **kwargs)
-    own_tokenizer = open_tokenizer(tokenizer, of=place)
-    _refuse_offloaded(model)
-    loaded = _take_apart(model.eval(), own_tokenizer, source.name, total)
+        model = AutoModel.from_pretrained(place.path, config=config, dtype=initial_dtype, **place.arguments, **kwargs)
+    model_tokenizer = open_tokenizer(tokenizer, of=place)
+    _check_not_offloaded(model)
+    loaded = _extract_decoder(model.eval(), model_tokenizer, source.name, total)
     loaded.max_layers = max_layers
-    # What a forward computes from the number of layers must be the complete model's; it ends before the missing ones.
+    # A forward must use the complete model's number of layers; it ends before the missing layers.
     loaded.decoder.config.num_hidden_layers = total
     del loaded.layers[keep:]
     if cast_later:
         loaded.early_fingerprint = layer_hashes(loaded.layers)
-        _move(loaded, wanted_dtype)
+        _move(loaded, target_dtype)
     if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
         _move(loaded, target)
     return loaded
@@ -106,23 +106,23 @@ def load_model(
 def _move(loaded: LoadedModel, target: "torch.device | torch.dtype") -> None:
     import torch
 
-    module: torch.nn.Module = loaded.decoder  # transformers hides the signature of a module's own method
+    module: torch.nn.Module = loaded.decoder  # transformers hides the signature of this method
     module.to(target)
 
 
 def open_tokenizer(
     tokenizer: "str | Path | PreTrainedTokenizerBase | None", of: Place | None = None
 ) -> "PreTrainedTokenizerBase":
-    """A tokenizer: as given, by name, or the model's own.
+    """A tokenizer: as given, by name, or the model's.
 
     Args:
         tokenizer: a tokenizer, its hub id or folder, or None.
-        of: the model's place, whose hub arguments serve a tokenizer by name too.
+        of: the model's place, whose hub arguments also apply to a tokenizer by name.
     """
     from transformers import AutoTokenizer
 
     if tokenizer is None:
-        assert of is not None, "a loaded model has no place, but a tokenizer"
+        assert of is not None, "a loaded model has no place, so it needs a tokenizer"
         place = replace(of, what=f"the tokenizer of {of.what}", advice="give one as FrozenLLM(..., tokenizer=...)")
     elif isinstance(tokenizer, str | Path):
         where = {name: value for name, value in (of.arguments if of else {}).items() if name in ACCESS}
@@ -149,15 +149,15 @@ def _unknown_arguments(kwargs: dict[str, Any], config: "PreTrainedConfig") -> It
 
 
 def _decoders(model: "PreTrainedModel") -> "Iterator[PreTrainedModel]":
-    """What may be the decoder: ``get_decoder`` gives some architectures' language-model head, or the model itself."""
+    """Candidates for the decoder: ``get_decoder`` returns some architectures' language-model head, or the model."""
     from .twin import uncompiled
 
     decoder = model.get_decoder()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
-    named = (decoder, getattr(model, "base_model", None), getattr(model, "model", None))
-    yield from (cast("PreTrainedModel", uncompiled(module)) for module in named if module is not None)
+    candidates = (decoder, getattr(model, "base_model", None), getattr(model, "model", None))
+    yield from (cast("PreTrainedModel", uncompiled(module)) for module in candidates if module is not None)
 
 
-def _take_apart(
+def _extract_decoder(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, total_layers: int | None = None
 ) -> LoadedModel:
     from .twin import uncompiled
@@ -168,7 +168,7 @@ def _take_apart(
     adapter = virtual_tokens(model)
     if adapter is not None:
         raise UnsupportedArchitectureError(
-            f"{architecture} cannot be read: its adapter ({adapter}) puts virtual tokens before every prompt"
+            f"{architecture} cannot be read: its adapter ({adapter}) prepends virtual tokens to every prompt"
         )
     candidates = ((decoder, layer_stack(decoder)) for decoder in _decoders(model))
     decoder, stack = next(((decoder, stack) for decoder, stack in candidates if stack is not None), (None, None))
@@ -178,7 +178,7 @@ def _take_apart(
     return LoadedModel(name, decoder, stack, TextEncoder(tokenizer), total_layers or len(stack), heads)
 
 
-def _refuse_offloaded(model: "PreTrainedModel") -> None:
+def _check_not_offloaded(model: "PreTrainedModel") -> None:
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     if "disk" in places or ("cpu" in places and len(places) > 1):
         raise ValueError(

@@ -1,13 +1,13 @@
 """A decoder's twin: other modules over the same weights.
 
-A loaded model is its owner's, who may be training it, or generating with it in another thread. So nothing of it is
-changed, not even for the time of a pass: passes run on a twin, in which every module, its dictionaries of weights,
+The owner of a loaded model may be training it, or generating with it in another thread. So the model is not changed,
+not even during a pass: passes run on a twin, in which every module, its dictionaries of weights,
 buffers, children and hooks, and every configuration are copies, while the weights themselves are the model's. Only
-the twin is in evaluation mode, has our attention and runs eagerly.
+the twin is in evaluation mode, uses this package's attention and runs eagerly.
 
-What a module holds or calls is tied to the twin where it can be seen to belong to the model: in containers, by bound
-methods (accelerate's hooks), in partial functions and in closures. Where it cannot, attention that is not ours is met
-with a mask that is ours, which raises an error.
+Objects that a module holds or calls are rebound to the twin if they recognisably belong to the model: in containers,
+bound methods (accelerate's hooks), partial functions and closures. Where this fails, an attention function other than
+this package's receives this package's mask, which raises an error.
 """
 
 import copy
@@ -27,11 +27,11 @@ _CONTAINERS = (dict, OrderedDict, list, tuple, set)
 
 
 class Twin:
-    """A twin of a decoder, as it is at this moment.
+    """A twin of a decoder in its current state.
 
     Args:
         decoder: the model below its language-model head.
-        attention: name of the attention implementation that the twin shall have.
+        attention: name of the twin's attention implementation.
 
     Attributes:
         decoder: the twin itself.
@@ -41,7 +41,7 @@ class Twin:
         modules = [module for module in decoder.modules() if not isinstance(module, torch.jit.ScriptModule)]
         refuse_pending_unmerge(modules)
         self._twins = {id(module): object.__new__(type(module)) for module in modules if uncompiled(module) is module}
-        self._configs: dict[int, Any] = {}  # one memo, so that what modules share stays shared
+        self._configs: dict[int, Any] = {}  # one memo, so that configurations shared by modules stay shared
         self._under_way: set[int] = set()
         self._attention = attention
         for module in modules:
@@ -50,7 +50,7 @@ class Twin:
         self.decoder = self.of(decoder)
 
     def of(self, module: torch.nn.Module) -> torch.nn.Module:
-        """What stands for one of the decoder's modules; a module from elsewhere stands for itself."""
+        """The counterpart of one of the decoder's modules; any other module itself."""
         return self._twins.get(id(uncompiled(module)), module)
 
     def _state(self, module: torch.nn.Module) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Twin:
         for name, value in state.items():
             if type(value) not in _PLAIN:
                 state[name] = self._counterpart(value, 2)
-        # Those that are not saved may be computed anew in a forward, in place: rotary frequencies are.
+        # Non-persistent buffers may be recomputed in place in a forward, as rotary frequencies are.
         for name in state["_non_persistent_buffers_set"]:
             if state["_buffers"].get(name) is not None:
                 state["_buffers"][name] = state["_buffers"][name].clone()
@@ -69,7 +69,7 @@ class Twin:
         return state
 
     def _counterpart(self, value: Any, depth: int = 0) -> Any:
-        """What stands for an attribute's value: the value itself unless it holds, or is bound to, what has a twin."""
+        """The counterpart of an attribute's value: the value itself unless it refers to an object with a twin."""
         kind = type(value)
         if kind in _PLAIN:
             return value

@@ -1,9 +1,9 @@
 """From a query and its candidates to token ids. It imports ``common`` and the templates; no torch.
 
 ============  ==========================================================================================================
-``chat``      the markup around a user's turn
-``cutting``   how far a text must be read for its first ids
-``encoding``  text to token ids, markup apart from data
-``build``     a query and its candidates as ids, with exact spans
+``chat``      the markup of a user's turn
+``cutting``   truncates a text before tokenising, with unchanged first ids
+``encoding``  text to token ids; markup and data are encoded separately
+``build``     a query and its candidates as token ids, with exact spans
 ============  ==========================================================================================================
 """

@@ -1,7 +1,7 @@
-"""A query and its candidates as token ids, with the place of every document and of the rows to read.
+"""A query and its candidates as token ids, with the span of every document and the rows to read.
 
-The prompt keeps its parts apart, because the kernel encodes the documents first and the end of the prompt after them,
-once with the query and once with the content-free query. By construction no place is ever searched for in a string.
+The prompt is kept in parts, because the kernel encodes the documents first and the end of the prompt after them, once
+with the query and once with the content-free query. Spans follow from the construction; no string is searched.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ DOCUMENT_ORDERS = ("best_last", "best_first")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A document to be ranked: its text and, if there is one, its title."""
+    """A document to be ranked: its text and optional title."""
 
     text: str
     title: str = ""
 
     def joined(self) -> str:
-        """Title line and text, stripped; the text alone where there is no title."""
+        """Title line and text, stripped; the text alone without a title."""
         return "\n".join(part for part in (self.title.strip(), self.text.strip()) if part)
 
 
 @dataclass(frozen=True)
 class DocumentBlock:
-    """One document of a prompt: the ids of tag, text and separator, and which of them count for its score."""
+    """One document of a prompt: the ids of tag, text and separator, and the span of those that count for its score."""
 
     ids: list[int]
     start: int
@@ -42,8 +42,8 @@ class ListPrompt:
     Attributes:
         prefix: ids up to and including the separator before the first document.
         blocks: the documents, in prompt order.
-        order: for each block the number of its candidate, so that scores find their way back.
-        query: ids of the end of the prompt, from the instruction on, with the query: the tail. All its rows are read.
+        order: for each block the index of its candidate.
+        query: ids of the tail, the end of the prompt from the instruction on, with the query. All its rows are read.
         null: the same with the content-free query.
         block_capacity: tokens of the longest block that there can be; None where documents are not truncated, or are
             numbered.
@@ -58,7 +58,7 @@ class ListPrompt:
 
     @property
     def block_lengths(self) -> list[int]:
-        """Tokens of each block, in prompt order."""
+        """Number of tokens of each block, in prompt order."""
         return [len(block.ids) for block in self.blocks]
 
 
@@ -69,7 +69,7 @@ class PromptBuilder:
         template: the prompt's wording and span rules.
         encoder: the tokenizer.
         document_order: ``"best_last"`` puts the first candidate next to the query, ``"best_first"`` farthest from it.
-        numbered: whether the tags count the documents in prompt order, or all are the same.
+        numbered: whether the tags number the documents in prompt order, or are all the same.
         max_doc_tokens: title and text of each document are truncated to this many tokens (the tag does not count); None
             does not truncate.
 
@@ -95,7 +95,7 @@ class PromptBuilder:
         self._tag_ids = cache(encoder.markup)  # the same few tags in every list
         self._chat = encoder.chat(template)
         separator, self._separator_ids = encoder.separator(template)
-        self.prefix = self._before(self._chat.prefix + template.introduction + separator, self._tag(1))
+        self.prefix = self._prefix_ids(self._chat.prefix + template.introduction + separator, self._tag(1))
         self._tail_start = encoder.markup(template.instruction + separator + template.query_label)
         self._suffix = encoder.markup(self._chat.suffix)[: template.suffix_rows]
         self._null = self._tail(template.null_query)
@@ -108,12 +108,12 @@ class PromptBuilder:
         order = list(range(len(candidates)))
         if self.document_order == "best_last":
             order.reverse()
-        texts = self.encoder.data([_after_blank(candidates[i].joined()) for i in order], self.max_doc_tokens)
+        texts = self.encoder.data([_with_blank(candidates[i].joined()) for i in order], self.max_doc_tokens)
         return self._prompt(self._blocks(texts), order, query)
 
     def documents(self, candidates: Sequence[Candidate]) -> list[DocumentBlock]:
         """The blocks of some documents, in their order; for prompts whose tags are not numbered."""
-        return self._blocks(self.encoder.data([_after_blank(c.joined()) for c in candidates], self.max_doc_tokens))
+        return self._blocks(self.encoder.data([_with_blank(c.joined()) for c in candidates], self.max_doc_tokens))
 
     def without_documents(self, query: str) -> ListPrompt:
         """The prompt of a query, for documents that have been encoded before."""
@@ -123,7 +123,7 @@ class PromptBuilder:
         return ListPrompt(self.prefix, blocks, order, self._tail(query), self._null, self.capacity)
 
     def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
-        """The prompt of the same query and some of its candidates, by number, best first; nothing is encoded again."""
+        """The prompt of the same query and some of its candidates, by index, best first, without encoding again."""
         blocks = dict(zip(prompt.order, enumerate(prompt.blocks, start=1), strict=True))
         order = list(range(len(candidates)))
         if self.document_order == "best_last":
@@ -131,8 +131,8 @@ class PromptBuilder:
         texts = [self._text(*blocks[candidates[i]]) for i in order]
         return replace(prompt, blocks=self._blocks(texts), order=order)
 
-    def _before(self, markup: str, tag: list[int]) -> list[int]:
-        """Ids of the markup that opens the prompt, which is encoded as it stands before the first tag."""
+    def _prefix_ids(self, markup: str, tag: list[int]) -> list[int]:
+        """Ids of the markup that opens the prompt, encoded in front of the first tag."""
         ids = self.encoder.start(markup + self._tag_text(1))
         border = len(ids) - len(tag)
         return ids[:border] if ids[border:] == tag else self.encoder.start(markup)
@@ -147,7 +147,7 @@ class PromptBuilder:
         return [self._block(self._tag(number), ids) for number, ids in enumerate(texts, start=1)]
 
     def _text(self, number: int, block: DocumentBlock) -> list[int]:
-        """What a block holds between tag and separator."""
+        """The ids of a block between tag and separator."""
         return block.ids[len(self._tag(number)) : len(block.ids) - len(self._separator_ids)]
 
     def _block(self, tag: list[int], text: list[int]) -> DocumentBlock:
@@ -156,10 +156,10 @@ class PromptBuilder:
         return DocumentBlock(tag + text + self._separator_ids, start, stop)
 
     def _tail(self, query: str) -> list[int]:
-        # Tokens behind the last row that is read could not change it: the attention is causal. They are left out.
-        return self._tail_start + self.encoder.data([_after_blank(query.strip())])[0] + self._suffix
+        # Tokens after the last row that is read are left out: the attention is causal, so they cannot change it.
+        return self._tail_start + self.encoder.data([_with_blank(query.strip())])[0] + self._suffix
 
 
-def _after_blank(text: str) -> str:
-    """The blank before a text belongs to the text: tokenizers write it into the first word's token."""
+def _with_blank(text: str) -> str:
+    """The text with the blank before it, which tokenizers merge into the first word's token."""
     return f" {text}" if text else ""

@@ -1,14 +1,14 @@
-"""How far a text must be read for its first tokens: up to a border that nothing behind it can move.
+"""Tokenising only the beginning of a text, up to a border that the rest of the text cannot move.
 
-A page of 50 kB of which 150 tokens are read need not be tokenised whole. The first tokens of its beginning are those of
-the whole text if they end at a firm border, which is one
+A page of 50 kB of which 150 tokens are read need not be tokenised completely. The first tokens of its beginning are
+those of the full text if they end at a firm border, for which holds:
 
-- that no entry of the vocabulary reaches across, so that no way of tokenising the text has a token there, and
-- that what a pre-tokeniser or normaliser may look ahead to lies inside the beginning too: the run of characters of one
-  kind (letters, digits, blanks, others) behind the border ends well before the beginning does.
+- no entry of the vocabulary reaches across it, so that no tokenisation of the text has a token there, and
+- the lookahead of a pre-tokeniser or normaliser lies inside the beginning too: the run of characters of the same kind
+  (letters, digits, blanks, others) after the border ends well before the beginning does.
 
-The first holds for byte-pair encodings, where both sides of such a border are merged apart; texts of other tokenizers
-are read whole.
+The first condition suffices for byte-pair encodings, where the two sides of such a border are merged separately; texts
+of other tokenizers are tokenised completely.
 """
 
 import unicodedata
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARGIN = 32
-"""Characters that a pre-tokeniser may look ahead beyond a run; contractions and groups of digits take a few."""
+"""Maximum lookahead of a pre-tokeniser beyond a run, in characters; contractions and groups of digits need a few."""
 
 
 class FirmBorders:
@@ -30,8 +30,8 @@ class FirmBorders:
 
     Args:
         tokenizer: a Hugging Face tokenizer. Its vocabulary is read once.
-        margin: how many characters more a beginning must have behind a border, for the sake of what is looked for in
-            the normalised text.
+        margin: number of additional characters that a beginning must have after a border, for strings that are searched
+            in the normalised text.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", margin: int) -> None:
@@ -39,28 +39,28 @@ class FirmBorders:
         self._margin = _MARGIN + margin
 
     def first_reach(self, count: int) -> int | None:
-        """How many characters to read first in order to settle this many tokens; None if the whole text is needed."""
+        """Number of characters to read first for this many tokens; None if the full text is needed."""
         model: Any = getattr(getattr(self._tokenizer, "backend_tokenizer", None), "model", None)
         if type(model).__name__ != "BPE" or model.dropout:
             return None
-        if model.continuing_subword_prefix or model.end_of_word_suffix:  # the vocabulary does not read as text then
+        if model.continuing_subword_prefix or model.end_of_word_suffix:  # its entries are not plain text
             return None
         return 6 * count + 2 * self._margin
 
     def settles(self, text: str, start: int, encoding: "Encoding", count: int) -> bool:
-        """Whether the first tokens of a text's beginning are those of the whole text.
+        """Whether the first tokens of a text's beginning are those of the full text.
 
         Args:
-            text: the beginning, with what was put before it.
-            start: how many tokens at the start do not count.
-            encoding: the beginning, encoded.
-            count: number of tokens to settle.
+            text: the beginning, after the anchor.
+            start: number of tokens of the anchor, which do not count.
+            encoding: the encoded beginning.
+            count: number of tokens that are needed.
         """
         tokens, offsets = encoding.tokens, encoding.offsets
-        for at in range(max(start + count, 1), len(tokens)):
-            if not self._is_behind(text, offsets[at - 1][1]):
-                return False  # nor will a later one be
-            if not self._is_crossed(tokens, at):
+        for border in range(max(start + count, 1), len(tokens)):
+            if not self._run_ends(text, offsets[border - 1][1]):
+                return False  # nor does it for a later border
+            if not self._is_crossed(tokens, border):
                 return True
         return False
 
@@ -72,7 +72,7 @@ class FirmBorders:
     def _longest(self) -> int:
         return max(map(len, self._vocabulary))
 
-    def _is_behind(self, text: str, border: int) -> bool:
+    def _run_ends(self, text: str, border: int) -> bool:
         """Whether the run of characters that begins at the border ends well before the text does."""
         last = len(text) - self._margin
         if border >= last:
@@ -80,24 +80,24 @@ class FirmBorders:
         kind = _kind(text[border])
         return any(_kind(text[i]) != kind for i in range(border + 1, last))
 
-    def _is_crossed(self, tokens: list[str], at: int) -> bool:
-        """Whether an entry of the vocabulary reads as the end of what is left and the start of what is right."""
+    def _is_crossed(self, tokens: list[str], border: int) -> bool:
+        """Whether an entry of the vocabulary consists of the end of the left side and the start of the right side."""
         longest = self._longest
-        left = "".join(tokens[max(at - longest, 0) : at])[-longest:]
-        right = "".join(tokens[at : at + longest])
+        left = "".join(tokens[max(border - longest, 0) : border])[-longest:]
+        right = "".join(tokens[border : border + longest])
         for i in range(1, len(left) + 1):
             for j in range(1, longest - i + 1):
                 text = left[-i:] + right[:j]
                 place = bisect_left(self._vocabulary, text)
                 if place == len(self._vocabulary) or not self._vocabulary[place].startswith(text):
                     break
-                if self._vocabulary[place] == text or j >= len(right):  # the latter may go on behind the beginning
+                if self._vocabulary[place] == text or j >= len(right):  # the entry may continue after the beginning
                     return True
         return False
 
 
 def _kind(character: str) -> str:
-    """L for letters and their marks, N for digits, Z for blanks of any kind and the sign for them, P for others."""
+    """L for letters and their marks, N for digits, Z for blanks of any kind and their placeholder, P for others."""
     if character.isspace() or character == "▁":
         return "Z"
     category = unicodedata.category(character)[0]

@@ -1,7 +1,7 @@
-"""What a candidate list itself says about its heads, without judgements: query performance prediction for heads.
+"""Features of each head on a candidate list, without judgements: query performance prediction for heads.
 
-An extension of ours to RouteHead: beside the query, a router may look at how each head's scores are spread over the
-list and how far they agree with the other heads' and with the first stage's.
+An extension of RouteHead: in addition to the query, a router may use how each head's scores are spread over the list
+and how well they correlate with those of the other heads and of the first stage.
 """
 
 import numpy as np
@@ -9,11 +9,11 @@ import numpy as np
 from ..common.standard import standardised
 
 EVIDENCE = ("entropy", "margin", "agreement with heads", "agreement with first stage")
-"""Names of the numbers, in order."""
+"""Names of the features, in order."""
 
 
 def list_evidence(vectors: np.ndarray, first_stage: np.ndarray) -> np.ndarray:
-    """Four numbers for each head of a list.
+    """Four features of each head of a list.
 
     Args:
         vectors: head scores, float [documents, heads].
@@ -21,8 +21,8 @@ def list_evidence(vectors: np.ndarray, first_stage: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 [heads, 4], in the order of :data:`EVIDENCE`: entropy of the softmax over standardised scores as a share
-        of its maximum; how far the best document stands above the second, in standard deviations; correlation with the
-        mean of all heads; correlation with the first stage's scores. All are 0 for lists of one.
+        of its maximum; the margin of the best document over the second, in standard deviations; correlation with the
+        mean of all heads; correlation with the first stage's scores. All are 0 for a list of one document.
     """
     count, heads = vectors.shape
     if count < 2:
@@ -32,8 +32,9 @@ def list_evidence(vectors: np.ndarray, first_stage: np.ndarray) -> np.ndarray:
     shares = exponentials / exponentials.sum(axis=1, keepdims=True)
     entropy = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=1) / np.log(count)
     ranked = np.sort(standard, axis=1)
-    common = standardised(standard.mean(axis=0))
-    first = standardised(first_stage)
+    mean_scores = standardised(standard.mean(axis=0))
+    standard_first_stage = standardised(first_stage)
+    margin = ranked[:, -1] - ranked[:, -2]
     return np.stack(
-        [entropy, ranked[:, -1] - ranked[:, -2], standard @ common / count, standard @ first / count], axis=1
+        [entropy, margin, standard @ mean_scores / count, standard @ standard_first_stage / count], axis=1
     )

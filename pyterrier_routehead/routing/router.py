@@ -1,4 +1,4 @@
-"""`HeadRouter`: which heads suit a query, as an artifact that others can load.
+"""`HeadRouter`: selects heads per query; an artifact that others can load.
 
 The model is small (RouteHead, arXiv 2604.24608; its sizes and details are our choice): a learned embedding for each
 head of a pool, a projection of the query's embedding, and from their product an independent probability for each head.
@@ -26,8 +26,8 @@ from .evidence import EVIDENCE
 from .state import QueryState
 
 _JSON, _WEIGHTS = "router.json", "router.safetensors"
-_LARGEST, _SMALLEST = 1e9, 1e-9
-"""No number that is learnt is beyond the one, and no deviation below the other: training adds 1e-6."""
+_MAX_WEIGHT, _MIN_DEVIATION = 1e9, 1e-9
+"""Bounds of learned weights and of standard deviations, to which training adds 1e-6."""
 WEIGHT_NAMES = ("mean", "deviation", "projection", "head_embeddings", "bias")
 WEIGHTINGS = ("even", "probability", "logit")
 EVIDENCE_NAMES = ("evidence_mean", "evidence_deviation", "evidence_weights")
@@ -35,21 +35,23 @@ EVIDENCE_NAMES = ("evidence_mean", "evidence_deviation", "evidence_weights")
 
 @dataclass(frozen=True)
 class Selection:
-    """How probabilities become heads.
+    """How heads are selected by their probabilities.
+
+    ``static_heads``, ``unsure`` and the weightings ``"probability"`` and ``"logit"`` are not in the paper.
 
     Args:
-        threshold: heads with at least this probability are chosen.
-        min_heads: so many heads at least, those with the highest probabilities.
-        max_heads: so many at most (P).
-        weighting: how the chosen heads are summed: ``"even"``, as published; by their ``"probability"``; or by their
+        threshold: heads with at least this probability are selected.
+        min_heads: minimum number of selected heads, those with the highest probabilities.
+        max_heads: maximum number of selected heads (P).
+        weighting: how the selected heads are summed: ``"even"``, as published; by their ``"probability"``; or by their
             ``"logit"``: then all heads of the pool are summed, each standardised within the list and weighted by its
-            logit, which may be below 0, and the other arguments do not count (the last two are extensions of ours).
-        static_heads: so many of the best heads over all queries are always in, routed ones come in addition (ours).
-        unsure: where no probability reaches this, the pool's first ``max_heads`` heads rank: the static set (ours).
+            logit, which may be negative, and the other arguments are ignored.
+        static_heads: number of the best heads over all queries that are always selected, beside the routed ones.
+        unsure: where no probability reaches this, the pool's first ``max_heads`` heads rank: the static set.
 
     Raises:
-        TypeError: for a value of another type, naming the argument.
-        ValueError: for a value that cannot be, naming the argument.
+        TypeError: for a value of a wrong type, naming the argument.
+        ValueError: for an invalid value, naming the argument.
     """
 
     threshold: float = 0.5
@@ -63,15 +65,15 @@ class Selection:
         check_choice("weighting", self.weighting, WEIGHTINGS)
         for name in ("threshold", "unsure"):
             object.__setattr__(self, name, check_share(name, getattr(self, name)))
-        for name, least in (("min_heads", 1), ("max_heads", 1), ("static_heads", 0)):
-            number = check_whole(name, getattr(self, name), least=least, what="number of heads")
+        for name, minimum in (("min_heads", 1), ("max_heads", 1), ("static_heads", 0)):
+            number = check_whole(name, getattr(self, name), least=minimum, what="number of heads")
             object.__setattr__(self, name, number)
         if self.min_heads > self.max_heads:
-            raise ValueError(f"min_heads is at most max_heads ({self.max_heads}), got {self.min_heads}")
+            raise ValueError(f"min_heads must be at most max_heads ({self.max_heads}), got {self.min_heads}")
 
     @property
     def by_logits(self) -> bool:
-        """Whether logits are the weights, over scores that are standardised within the list."""
+        """Whether heads are weighted by their logits, with scores standardised within the list."""
         return self.weighting == "logit"
 
 
@@ -89,19 +91,19 @@ def choose(probabilities: np.ndarray, selection: Selection) -> np.ndarray:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, float64; no overflow for large logits. SciPy's would slow down the import."""
+    """Probabilities, float64; no overflow for large logits. SciPy's function would slow down the import."""
     return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, dtype=np.float64))
 
 
 def weigh(logits: np.ndarray, selection: Selection) -> np.ndarray:
-    """From logits [heads] to the weight of each head in the sum: float64 [heads], 0 for heads that are not chosen."""
+    """From logits [heads] to the weight of each head in the sum: float64 [heads], 0 for heads not selected."""
     logits = np.asarray(logits, dtype=np.float64)
     return logits if selection.by_logits else choose(sigmoid(logits), selection)
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What the router's description holds."""
+class _Description:
+    """The schema of the router's JSON file."""
 
     format: int
     pool: Mapping[str, Any]
@@ -113,21 +115,21 @@ class _Said:
 
 
 class HeadRouter(SharedArtifact):
-    """A trained router with its pool of heads, its static set and how it chooses.
+    """A trained router: a pool of heads and how to select from it per query.
 
     Attributes:
-        pool: the heads to choose from, a :class:`HeadSet` in order of their quality over all training queries: it says
-            which model the router is for, how scores are read, and on which data it was trained.
+        pool: the heads to select from, a :class:`HeadSet` in order of their quality over all training queries. It names
+            the model that the router is for, the settings of its scores, and the training data.
         state: which hidden state embeds the query.
-        selection: how probabilities become heads.
+        selection: how heads are selected by their probabilities.
         weights: float32 arrays by name: ``mean`` and ``deviation`` [hidden], by which query embeddings are
             standardised; ``projection`` [hidden, size]; ``head_embeddings`` [heads, size]; ``bias`` [heads]; and, of a
-            router that looks at the list, ``evidence_mean``, ``evidence_deviation`` and ``evidence_weights`` [4].
-        report: how training went.
-        version: of the package that made the router.
+            router that uses features of the list, ``evidence_mean``, ``evidence_deviation``, ``evidence_weights`` [4].
+        report: summary of the training.
+        version: version of the package that created the router.
 
     Raises:
-        ArtifactError: for a folder that holds no readable router, naming the file.
+        ArtifactError: for a folder without a readable router, naming the file.
     """
 
     ARTIFACT_TYPE = "head_router"
@@ -146,15 +148,16 @@ class HeadRouter(SharedArtifact):
         super().__init__(folder)
         description = load_description(folder, _JSON, "router")
         with readable(str(folder / _JSON), "router"):
-            found = typed(_Said, _with_present_names(description), "")
-            if found.format > 1 and found.weights_sha256 is None:
+            described = typed(_Description, _with_present_names(description), "")
+            if described.format > 1 and described.weights_sha256 is None:
                 raise ValueError("it lacks weights_sha256")
-            self.pool, self.state, self.selection = HeadSet.from_json(found.pool), found.state, found.selection
-            self.report, self.version = dict(found.report), found.version
+            self.pool, self.state = HeadSet.from_json(described.pool), described.state
+            self.selection = described.selection
+            self.report, self.version = dict(described.report), described.version
             self._check_state()
         file = folder / _WEIGHTS
         with readable(str(file), "router"):
-            self.weights = _read_weights(file, found.weights_sha256)
+            self.weights = _read_weights(file, described.weights_sha256)
             self._check_weights()
 
     @classmethod
@@ -170,18 +173,18 @@ class HeadRouter(SharedArtifact):
         """A new router, in memory; arguments as the attributes of the same names.
 
         Raises:
-            TypeError: for arguments of another type, and a report that JSON cannot hold.
-            ValueError: for weights of another name or shape, or with numbers that cannot be.
+            TypeError: for arguments of a wrong type, and a report that JSON cannot represent.
+            ValueError: for weights with wrong names or shapes, or with invalid numbers.
         """
         selection = Selection() if selection is None else selection
-        kinds = {"pool": (pool, HeadSet), "state": (state, QueryState), "selection": (selection, Selection)}
-        for name, (value, kind) in kinds.items():
-            if not isinstance(value, kind):
-                raise TypeError(f"{name} is a {kind.__name__}, got {value!r}")
+        types = {"pool": (pool, HeadSet), "state": (state, QueryState), "selection": (selection, Selection)}
+        for name, (value, expected_type) in types.items():
+            if not isinstance(value, expected_type):
+                raise TypeError(f"{name} must be a {expected_type.__name__}, got {value!r}")
         made = cls.__new__(cls)
         pt.Artifact.__init__(made, pt.Artifact.NO_PATH)
         made.pool, made.state, made.selection = pool, state, selection
-        with np.errstate(over="ignore"):  # what float32 cannot hold is refused as not finite
+        with np.errstate(over="ignore"):  # overflow of float32 is rejected as not finite
             made.weights = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in weights.items()}
         made.report, made.version = as_plain(report or {}, "report"), __version__
         made._check_state()
@@ -210,18 +213,18 @@ class HeadRouter(SharedArtifact):
                 raise ValueError(f"its weights {name!r} have the shape {self.weights[name].shape}, not {shape}")
         check_finite_arrays(self.weights)
         for name, array in self.weights.items():
-            if np.abs(array).max() > _LARGEST:
-                raise ValueError(f"its weights {name!r} go to {np.abs(array).max():g}, beyond {_LARGEST:g}")
-            if name.endswith("deviation") and array.min() < _SMALLEST:
-                raise ValueError(f"its weights {name!r} go down to {array.min():g}: deviations are above {_SMALLEST:g}")
+            if np.abs(array).max() > _MAX_WEIGHT:
+                raise ValueError(f"its weights {name!r} reach {np.abs(array).max():g}, beyond {_MAX_WEIGHT:g}")
+            if name.endswith("deviation") and array.min() < _MIN_DEVIATION:
+                raise ValueError(f"its weights {name!r} must be at least {_MIN_DEVIATION:g}, found {array.min():g}")
 
     @property
     def uses_evidence(self) -> bool:
-        """Whether the router looks at the list's own evidence beside the query."""
+        """Whether the router uses features of the list in addition to the query."""
         return "evidence_weights" in self.weights
 
     def with_selection(self, selection: Selection) -> "HeadRouter":
-        """The same router that chooses otherwise."""
+        """The same router with a different selection."""
         return HeadRouter.of(self.pool, self.weights, state=self.state, selection=selection, report=self.report)
 
     @property
@@ -241,13 +244,13 @@ class HeadRouter(SharedArtifact):
             evidence: [heads, 4], for a router that uses it; see :mod:`pyterrier_routehead.routing.evidence`.
 
         Raises:
-            ValueError: for an embedding or evidence of another size, or with numbers that are not finite or so large
-                that the logits are not.
+            ValueError: for an embedding or evidence of a wrong shape or with non-finite numbers, or if a logit is not
+                finite.
         """
         weights = self.weights
-        _check_told("the query embedding", state, weights["mean"].shape)
+        _check_input("the query embedding", state, weights["mean"].shape)
         if self.uses_evidence:
-            _check_told("the evidence", evidence, (len(self.pool), len(EVIDENCE)))
+            _check_input("the evidence", evidence, (len(self.pool), len(EVIDENCE)))
         with np.errstate(over="ignore", invalid="ignore"):
             query = ((state - weights["mean"]) / weights["deviation"]) @ weights["projection"]
             logits = weights["head_embeddings"] @ query / np.sqrt(len(query)) + weights["bias"]
@@ -257,25 +260,25 @@ class HeadRouter(SharedArtifact):
         if not np.isfinite(logits).all():
             head = self.pool.heads[int(np.argmin(np.isfinite(logits)))]
             raise ValueError(
-                f"the router's logit of head {head} is not finite: the query embedding goes to "
+                f"the router's logit of head {head} is not finite: the query embedding reaches "
                 f"{np.abs(state).max():g}, far from those that {self!r} was trained on"
             )
         as_float64: np.ndarray = logits.astype(np.float64)
         return as_float64
 
     def route(self, state: np.ndarray, evidence: np.ndarray | None = None) -> np.ndarray:
-        """Weight of each head of the pool in a query's sum: float64 [heads], 0 for heads that are not chosen."""
+        """Weight of each head of the pool in a query's sum: float64 [heads], 0 for heads not selected."""
         return weigh(self.logits(state, evidence), self.selection)
 
     def save(self, path: str | Path) -> "HeadRouter":
-        """Write the router to a new folder, whole or not at all, and return the router that lies there.
+        """Write the router to a new folder, atomically, and return the saved router.
 
         Args:
             path: the folder; ``~`` is expanded.
 
         Raises:
-            FileExistsError: where the path exists already.
-            ArtifactError: where it cannot be written.
+            FileExistsError: if the path exists already.
+            ArtifactError: if it cannot be written.
         """
         from safetensors.numpy import save
 
@@ -296,7 +299,7 @@ class HeadRouter(SharedArtifact):
     def _description(self) -> str:
         return (
             f"A router over {len(self.pool)} attention heads of {self.pool.model.name}: from a query's embedding it "
-            "tells which of them suit the query, and candidates are re-ranked by the attention that these pay to them."
+            "selects heads, and candidates are re-ranked by the attention that these heads pay to them."
         )
 
     def _facts(self) -> dict[str, object]:
@@ -328,8 +331,8 @@ def _read_weights(file: Path, sha256: str | None) -> dict[str, np.ndarray]:
     return weights
 
 
-def _check_told(what: str, array: np.ndarray | None, shape: tuple[int, ...]) -> None:
-    array = np.asarray(array)  # None, for one, has the shape ()
+def _check_input(what: str, array: np.ndarray | None, shape: tuple[int, ...]) -> None:
+    array = np.asarray(array)  # None has the shape ()
     if array.shape != shape:
         raise ValueError(f"{what} has the shape {array.shape}, not {shape}")
     if not np.isfinite(array).all():
@@ -337,7 +340,7 @@ def _check_told(what: str, array: np.ndarray | None, shape: tuple[int, ...]) -> 
 
 
 def _with_present_names(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A router's description in which early files' ``least`` and ``most`` are named as they are now."""
+    """A router's description with ``least`` and ``most``, the names in early files, replaced by the current names."""
     former, selection = {"least": "min_heads", "most": "max_heads"}, description.get("selection")
     if not isinstance(selection, dict):
         return dict(description)

@@ -1,9 +1,9 @@
 """Offline search: for each judged list the small set of heads whose summed scores rank it best.
 
 The published procedure (RouteHead, arXiv 2604.24608, as far as it is known) screens a pool of heads by single-head
-quality and then, for each query, adds heads one by one and exchanges them. The paper's objective and stop rule are not
-known to us; nDCG@10 with the ties and stops below is ours. Scores are additive over heads (filter per head), so a set's
-scores are a sum of columns, and all lists are searched at once.
+quality and then, for each query, adds heads one by one and exchanges them. The paper does not state its objective and
+stop rule; nDCG@10 with the ties and stops below is our choice. Scores are additive over heads (filter per head), so the
+scores of a set are a sum of columns, and all lists are searched at once.
 """
 
 from collections.abc import Sequence
@@ -15,28 +15,29 @@ import numpy as np
 
 from ..evaluation.measures import ideal_dcg, ndcg
 
-_FEW = 4096
-"""Up to so many sets are tried one and all, which finds the best."""
-_TIE = 1e-5
-"""Weight of the smooth criterion beside nDCG. Its range is about 10 on lists of 100 candidates: it breaks ties, and may
-overrule differences of nDCG below 1e-4, which several relevant documents can make."""
-_GAIN = 1e-9
+_MAX_EXHAUSTIVE = 4096
+"""Maximum number of sets for an exhaustive search, which finds the best one."""
+_TIE_WEIGHT = 1e-5
+"""Minimum weight of the smooth criterion. Its range is about 10 on lists of 100 candidates: it breaks ties, and may
+overrule differences of nDCG below 1e-4, which lists with several relevant documents can have."""
+_MIN_GAIN = 1e-9
+"""Minimum increase of the objective that counts as an improvement."""
 
 
 @dataclass(frozen=True)
 class PaddedLists:
-    """Head scores and judgements of several lists, padded to the longest.
+    """Head scores and judgements of several lists, padded to the longest list.
 
     Attributes:
         scores: float64 [lists, documents, heads], 0 in padding.
         gains: float64 [lists, documents], labels above 0, else 0.
-        there: bool [lists, documents], False in padding.
+        mask: bool [lists, documents], False in padding.
         ideal: DCG@10 of each query's ideal ranking, float64 [lists].
     """
 
     scores: np.ndarray
     gains: np.ndarray
-    there: np.ndarray
+    mask: np.ndarray
     ideal: np.ndarray
 
     @classmethod
@@ -45,45 +46,46 @@ class PaddedLists:
     ) -> "PaddedLists":
         """Pad lists of scores [documents, heads] and labels [documents].
 
-        Without ``ideal``, the best ranking is that of each list's own documents.
+        Without ``ideal``, the ideal ranking is computed over the list's documents alone.
         """
-        longest = max(len(own) for own in labels)
+        longest = max(len(list_labels) for list_labels in labels)
         padded = np.zeros((len(labels), longest, scores[0].shape[1]))
-        gains, there = np.zeros(padded.shape[:2]), np.zeros(padded.shape[:2], dtype=bool)
-        for i, (own, label) in enumerate(zip(scores, labels, strict=True)):
-            padded[i, : len(label)] = own
-            gains[i, : len(label)] = np.maximum(label, 0)
-            there[i, : len(label)] = True
-        return cls(padded, gains, there, own_ideal(gains) if ideal is None else np.asarray(ideal, dtype=np.float64))
+        gains, mask = np.zeros(padded.shape[:2]), np.zeros(padded.shape[:2], dtype=bool)
+        for i, (list_scores, list_labels) in enumerate(zip(scores, labels, strict=True)):
+            padded[i, : len(list_labels)] = list_scores
+            gains[i, : len(list_labels)] = np.maximum(list_labels, 0)
+            mask[i, : len(list_labels)] = True
+        ideals = candidates_ideal(gains) if ideal is None else np.asarray(ideal, dtype=np.float64)
+        return cls(padded, gains, mask, ideals)
 
     def __getitem__(self, lists: np.ndarray) -> "PaddedLists":
-        return PaddedLists(self.scores[lists], self.gains[lists], self.there[lists], self.ideal[lists])
+        return PaddedLists(self.scores[lists], self.gains[lists], self.mask[lists], self.ideal[lists])
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def standardised(self) -> "PaddedLists":
         """The same lists with each head's scores standardised within each list."""
-        return replace(self, scores=standardised_lists(self.scores, self.there[..., None]))
+        return replace(self, scores=standardised_lists(self.scores, self.mask[..., None]))
 
     def heads(self, columns: np.ndarray) -> "PaddedLists":
-        """The same lists with some of the heads."""
+        """The lists restricted to some heads."""
         return replace(self, scores=self.scores[:, :, columns])
 
     def documents(self, kept: np.ndarray) -> "PaddedLists":
-        """The same lists with some of their documents, bool [lists, documents], against the best ranking of those."""
+        """The lists restricted to some documents, bool [lists, documents]; the ideal ranking is computed over these."""
         gains = np.where(kept, self.gains, 0)
-        return PaddedLists(np.where(kept[..., None], self.scores, 0), gains, kept & self.there, own_ideal(gains))
+        return PaddedLists(np.where(kept[..., None], self.scores, 0), gains, kept & self.mask, candidates_ideal(gains))
 
 
-def own_ideal(gains: np.ndarray) -> np.ndarray:
-    """DCG@10 of each list's own best ranking: gains [lists, documents] to float64 [lists]."""
-    return np.array([ideal_dcg(own) for own in gains])
+def candidates_ideal(gains: np.ndarray) -> np.ndarray:
+    """DCG@10 of the ideal ranking of each list's documents: gains [lists, documents] to float64 [lists]."""
+    return np.array([ideal_dcg(list_gains) for list_gains in gains])
 
 
 def list_ndcg(lists: PaddedLists, sums: np.ndarray) -> np.ndarray:
     """The nDCG@10 of several rankings of each list: summed scores [lists, documents, rankings] to [lists, rankings]."""
-    return ndcg(lists.gains, sums, lists.ideal, lists.there)
+    return ndcg(lists.gains, sums, lists.ideal, lists.mask)
 
 
 def weighted_ndcg(lists: PaddedLists, weights: np.ndarray) -> np.ndarray:
@@ -94,11 +96,11 @@ def weighted_ndcg(lists: PaddedLists, weights: np.ndarray) -> np.ndarray:
 def log_probability(lists: PaddedLists, sums: np.ndarray) -> np.ndarray:
     """The smooth criterion: mean log-probability of the relevant documents under a softmax over standardised sums.
 
-    Weighted by gains; [lists, documents, rankings] to [lists, rankings]. It looks at the whole list; scale and shift of
-    the scores do not matter.
+    Weighted by gains; [lists, documents, rankings] to [lists, rankings]. It covers all documents of a list and is
+    invariant to scale and shift of the scores.
     """
-    there = lists.there[..., None]
-    standard = np.where(there, standardised_lists(sums, there), -np.inf)
+    mask = lists.mask[..., None]
+    standard = np.where(mask, standardised_lists(sums, mask), -np.inf)
     highest = standard.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(standard - highest).sum(axis=1, keepdims=True)) + highest
     weights = (lists.gains / np.maximum(lists.gains.sum(axis=1, keepdims=True), 1e-12))[..., None]
@@ -106,35 +108,35 @@ def log_probability(lists: PaddedLists, sums: np.ndarray) -> np.ndarray:
     return mean
 
 
-def standardised_lists(sums: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Numbers less their list's mean, over their standard deviation; 0 in padding and in lists of equals.
+def standardised_lists(sums: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Values standardised within their list; 0 in padding and in lists of equal values.
 
     Args:
         sums: [lists, documents, ...].
-        there: bool, of as many dimensions: False in padding.
+        mask: bool, with the same number of dimensions: False in padding.
     """
-    count = there.sum(axis=1, keepdims=True)
-    centred = np.where(there, sums - np.where(there, sums, 0).sum(axis=1, keepdims=True) / count, 0)
+    count = mask.sum(axis=1, keepdims=True)
+    centred = np.where(mask, sums - np.where(mask, sums, 0).sum(axis=1, keepdims=True) / count, 0)
     deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
-    # As for one list (frames.standardised): a deviation of rounding errors is none.
-    differ = deviation > 1e-12 * np.abs(np.where(there, sums, 0)).max(axis=1, keepdims=True)
+    # As for one list (common.standard): a deviation caused by rounding errors counts as 0.
+    differ = deviation > 1e-12 * np.abs(np.where(mask, sums, 0)).max(axis=1, keepdims=True)
     return np.where(differ, centred / np.where(differ, deviation, 1), 0)
 
 
 def objective(lists: PaddedLists, sums: np.ndarray, smooth: float = 0.0) -> np.ndarray:
-    """What a search maximises: [lists, documents, rankings] to [lists, rankings].
+    """The objective of the search: [lists, documents, rankings] to [lists, rankings].
 
     Args:
         lists: the lists.
         sums: summed scores.
         smooth: weight of the smooth criterion against nDCG@10, from 0 (it only breaks ties) to 1 (it alone counts).
     """
-    return (1 - smooth) * list_ndcg(lists, sums) + max(smooth, _TIE) * log_probability(lists, sums)
+    return (1 - smooth) * list_ndcg(lists, sums) + max(smooth, _TIE_WEIGHT) * log_probability(lists, sums)
 
 
 @dataclass(frozen=True)
 class FoundSets:
-    """What a search has found for each list.
+    """The set that a search found for each list.
 
     Attributes:
         members: bool [lists, heads].
@@ -148,62 +150,64 @@ class FoundSets:
 
 
 def search_sets(
-    lists: PaddedLists, most: int, *, exchange: bool = True, smooth: float = 0.0, prior: np.ndarray | None = None
+    lists: PaddedLists, max_heads: int, *, exchange: bool = True, smooth: float = 0.0, prior: np.ndarray | None = None
 ) -> FoundSets:
-    """For each list the set of at most so many heads with the highest objective.
+    """For each list the set of at most ``max_heads`` heads with the highest objective.
 
-    Where there are few possible sets, all are tried, which is ours and finds the best. Else heads are added one by one,
-    each time the best, as long as the objective grows; then a member is exchanged for another head, or taken out, as
-    long as it grows. Of equals the smaller wins.
+    Where there are few possible sets, the search is exhaustive (not in the paper). Otherwise forward selection adds the
+    best head as long as the objective increases; then single exchanges and removals are made as long as it increases.
+    Of sets with equal objectives the smaller wins.
 
     Args:
         lists: head scores of the pool's heads, and judgements.
-        most: the largest size of a set (P).
-        exchange: whether to exchange members after adding; without effect where all sets are tried.
+        max_heads: maximum number of heads in a set (P).
+        exchange: whether to exchange members after adding; without effect on an exhaustive search.
         smooth: see :func:`objective`.
-        prior: a bonus for each head, [heads] or [lists, heads]; a set gets the mean over its members. It draws labels
-            towards heads that are good over all queries.
+        prior: a bonus for each head, [heads] or [lists, heads]; a set gets the mean over its members. It pulls labels
+            towards heads that rank well over all queries.
     """
-    heads = lists.scores.shape[2]
-    most = min(most, heads)
-    bonus = np.zeros((len(lists), heads)) if prior is None else np.broadcast_to(prior, (len(lists), heads))
-    if sum(comb(heads, size) for size in range(1, most + 1)) <= _FEW:
-        members = _try_all(lists, most, smooth, bonus)
+    num_heads = lists.scores.shape[2]
+    max_heads = min(max_heads, num_heads)
+    bonus = np.zeros((len(lists), num_heads)) if prior is None else np.broadcast_to(prior, (len(lists), num_heads))
+    if sum(comb(num_heads, size) for size in range(1, max_heads + 1)) <= _MAX_EXHAUSTIVE:
+        members = _search_exhaustively(lists, max_heads, smooth, bonus)
     else:
-        members = _add(lists, most, smooth, bonus)
+        members = _select_forward(lists, max_heads, smooth, bonus)
         if exchange:
             _exchange(lists, members, smooth, bonus)
-    everything = np.ones_like(members, dtype=float)
-    return FoundSets(members, weighted_ndcg(lists, everything), weighted_ndcg(lists, members.astype(float)))
+    all_heads = np.ones_like(members, dtype=float)
+    return FoundSets(members, weighted_ndcg(lists, all_heads), weighted_ndcg(lists, members.astype(float)))
 
 
-def _try_all(lists: PaddedLists, most: int, smooth: float, bonus: np.ndarray) -> np.ndarray:
-    heads = lists.scores.shape[2]
-    sets = [own for size in range(1, most + 1) for own in combinations(range(heads), size)]  # smaller ones first
-    chosen = np.zeros((heads, len(sets)))
-    for i, own in enumerate(sets):
-        chosen[list(own), i] = 1
-    members = np.empty((len(lists), heads), dtype=bool)
+def _search_exhaustively(lists: PaddedLists, max_heads: int, smooth: float, bonus: np.ndarray) -> np.ndarray:
+    num_heads = lists.scores.shape[2]
+    sizes = range(1, max_heads + 1)
+    sets = [head_set for size in sizes for head_set in combinations(range(num_heads), size)]  # smaller sets first
+    chosen = np.zeros((num_heads, len(sets)))
+    for i, head_set in enumerate(sets):
+        chosen[list(head_set), i] = 1
+    members = np.empty((len(lists), num_heads), dtype=bool)
     for i in range(len(lists)):
-        one = lists[np.array([i])]
-        values = objective(one, one.scores @ chosen, smooth)[0] + bonus[i] @ chosen / chosen.sum(axis=0)
-        best = int(np.argmax(values > values.max() - _GAIN))
+        single = lists[np.array([i])]
+        values = objective(single, single.scores @ chosen, smooth)[0] + bonus[i] @ chosen / chosen.sum(axis=0)
+        best = int(np.argmax(values > values.max() - _MIN_GAIN))
         members[i] = chosen[:, best] > 0
     return members
 
 
-def _add(lists: PaddedLists, most: int, smooth: float, bonus: np.ndarray) -> np.ndarray:
+def _select_forward(lists: PaddedLists, max_heads: int, smooth: float, bonus: np.ndarray) -> np.ndarray:
     members = np.zeros((len(lists), lists.scores.shape[2]), dtype=bool)
     value = np.full(len(lists), -np.inf)
     growing = np.arange(len(lists))
-    for _ in range(most):
-        own, inside = lists[growing], members[growing]
-        sums = np.einsum("qdh,qh->qd", own.scores, inside.astype(float))[..., None] + own.scores
+    for _ in range(max_heads):
+        growing_lists, inside = lists[growing], members[growing]
+        set_sums = np.einsum("qdh,qh->qd", growing_lists.scores, inside.astype(float))
+        sums = set_sums[..., None] + growing_lists.scores
         size, total = inside.sum(axis=1, keepdims=True), (bonus[growing] * inside).sum(axis=1, keepdims=True)
-        values = objective(own, sums, smooth) + (total + bonus[growing]) / (size + 1)
+        values = objective(growing_lists, sums, smooth) + (total + bonus[growing]) / (size + 1)
         values[inside] = -np.inf
         best = values.argmax(axis=1)
-        gained = values[np.arange(len(growing)), best] > value[growing] + _GAIN
+        gained = values[np.arange(len(growing)), best] > value[growing] + _MIN_GAIN
         growing, best, values = growing[gained], best[gained], values[gained]
         if not len(growing):
             break
@@ -217,44 +221,44 @@ def _exchange(lists: PaddedLists, members: np.ndarray, smooth: float, bonus: np.
     improving = np.arange(len(lists))
     value = _value(lists, members, smooth, bonus)
     while len(improving):
-        own, inside, extra = lists[improving], members[improving], bonus[improving]
+        active, inside, extra = lists[improving], members[improving], bonus[improving]
         size = inside.sum(axis=1)
-        whole = np.einsum("qdh,qh->qd", own.scores, inside.astype(float))
+        set_sums = np.einsum("qdh,qh->qd", active.scores, inside.astype(float))
         total = (extra * inside).sum(axis=1)
         places = np.argsort(~inside, axis=1, kind="stable")  # members first
-        best_value, best_out, best_in = np.full(len(own), -np.inf), places[:, 0].copy(), places[:, 0].copy()
+        best_value, best_out, best_in = np.full(len(active), -np.inf), places[:, 0].copy(), places[:, 0].copy()
         for place in range(size.max()):
             has = np.flatnonzero(size > place)
             out = places[has, place]
-            less = whole[has] - own.scores[has, :, out]
+            less = set_sums[has] - active.scores[has, :, out]
             left = (total[has] - extra[has, out])[:, None]
-            part = own[has]
+            part = active[has]
             values = objective(part, less[..., None] + part.scores, smooth) + (left + extra[has]) / size[has, None]
             values[inside[has]] = -np.inf
             removed = objective(part, less[..., None], smooth) + left / np.maximum(size[has, None] - 1, 1)
             removed[size[has] == 1] = -np.inf
-            # The last column takes a member out, which wins among equals.
-            values = np.concatenate([values, removed + 2 * _GAIN], axis=1)
+            # The last column is a removal, which wins ties.
+            values = np.concatenate([values, removed + 2 * _MIN_GAIN], axis=1)
             top = values.argmax(axis=1)
-            better = values[np.arange(len(has)), top] > best_value[has] + _GAIN
+            better = values[np.arange(len(has)), top] > best_value[has] + _MIN_GAIN
             rows = has[better]
             best_value[rows], best_out[rows], best_in[rows] = values[better, top[better]], out[better], top[better]
         changed = inside.copy()
-        changed[np.arange(len(own)), best_out] = False
+        changed[np.arange(len(active)), best_out] = False
         entering = np.flatnonzero(best_in < inside.shape[1])
         changed[entering, best_in[entering]] = True
-        # What counts is the set's value as it is summed anew: where documents tie but for rounding, that of a sum that
-        # was reached by exchange may differ, and the search would go round in circles.
-        new = _value(own, changed, smooth, extra)
-        grown = new > value[improving] + _GAIN
+        # The objective is recomputed from the full sum: where documents tie up to rounding, that of an incrementally
+        # updated sum may differ, and the search would cycle.
+        new = _value(active, changed, smooth, extra)
+        grown = new > value[improving] + _MIN_GAIN
         improving = improving[grown]
         members[improving], value[improving] = changed[grown], new[grown]
 
 
 def _value(lists: PaddedLists, members: np.ndarray, smooth: float, bonus: np.ndarray) -> np.ndarray:
-    """What the exchange makes larger, [lists]: of sets that rank alike the smaller is worth more."""
+    """The objective of the exchange step, [lists]: of sets that rank equally the smaller has the higher value."""
     size = members.sum(axis=1)
     sums = np.einsum("qdh,qh->qd", lists.scores, members.astype(float))
     quality = objective(lists, sums[..., None], smooth)[:, 0]
-    value: np.ndarray = quality + (bonus * members).sum(axis=1) / size - 2 * _GAIN * size
+    value: np.ndarray = quality + (bonus * members).sum(axis=1) / size - 2 * _MIN_GAIN * size
     return value

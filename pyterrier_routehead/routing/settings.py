@@ -1,6 +1,6 @@
-"""What `RouteHeadReranker` can be told, as values: how its router is trained, and what goes beyond the paper.
+"""Settings of `RouteHeadReranker`, as values: how its router is trained, and extensions beyond the paper.
 
-What trains, and needs torch, is :mod:`pyterrier_routehead.routing.training`.
+The training itself, which needs torch, is in :mod:`pyterrier_routehead.routing.training`.
 """
 
 from dataclasses import dataclass, replace
@@ -13,30 +13,31 @@ from .state import SOURCES
 
 @dataclass(frozen=True)
 class RouterTraining:
-    """How a router is trained. None means what suits how its heads are weighed: see FOR_LABELS and FOR_LOGITS.
+    """How a router is trained. None means the default for its weighting of heads: see FOR_LABELS and FOR_LOGITS.
+
+    ``ranking``, ``ridge``, ``query_ridge`` and the start ``"ridge"`` are not in the paper.
 
     Args:
-        size: numbers in a head's embedding.
-        dropout: on the projected query.
+        size: dimension of a head's embedding.
+        dropout: dropout rate on the projected query.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
-        batch_size: queries in a step.
-        epochs: at most so many.
-        patience: epochs without a better held-out nDCG@10 after which training ends.
+        batch_size: number of queries per step.
+        epochs: maximum number of epochs.
+        patience: number of epochs without a better held-out nDCG@10 after which training stops.
         labels: weight of the loss on pseudo labels.
         sparsity: weight of the regulariser on probabilities.
         target_size: None for the mean probability (L1); or the regulariser is the squared difference between the mean
             number of chosen heads and this number, as a share of the pool.
-        balance: weight of positive labels at most; they weigh as much as the negatives up to this.
-        ranking: weight of a listwise loss on the routed ranking itself (an extension of ours).
+        balance: maximum weight of a positive label; up to it, positives and negatives have equal total weight.
+        ranking: weight of a listwise loss on the routed ranking itself.
         ridge: weight of the mean sum of squared logits, which keeps them small where they are weights: use it without
             labels.
-        query_ridge: the same for what the query alone adds to the logits; a few hundred training queries say little
-            about it.
-        start: ``"frequency"``: each head's own part from how often it is labelled (where logits are weights: from equal
-            ones), the query's part small and at random; ``"ridge"``: from a ridge regression of the labels' log-odds on
-            the query embedding, its penalty by generalised cross-validation (an extension of ours: where little is
-            known of the query's part, it is kept small).
+        query_ridge: the same for the part of the logits that depends on the query, which a few hundred training queries
+            estimate poorly.
+        start: initial weights. ``"frequency"``: each head's bias from how often it is labelled (where logits are
+            weights: equal biases), the query's part small and random. ``"ridge"``: from a ridge regression of the
+            labels' log-odds on the query embedding, its penalty chosen by generalised cross-validation.
     """
 
     start: str = "frequency"
@@ -57,53 +58,53 @@ class RouterTraining:
 
     def __post_init__(self) -> None:
         check_choice("start", self.start, ("frequency", "ridge"))
-        for name, least in (("size", 1), ("batch_size", 1), ("epochs", 0), ("patience", 0)):
-            check_whole(name, getattr(self, name), least=least)
+        for name, minimum in (("size", 1), ("batch_size", 1), ("epochs", 0), ("patience", 0)):
+            check_whole(name, getattr(self, name), least=minimum)
         given = [name for name in FOR_LABELS if getattr(self, name) is not None]
         for name in ("learning_rate", "dropout", "balance", *given):
             if check_number(name, getattr(self, name)) < 0:
-                raise ValueError(f"{name} is a number from 0, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be a number >= 0, got {getattr(self, name)!r}")
         if self.dropout >= 1:
-            raise ValueError(f"dropout is a share below 1, got {self.dropout!r}")
+            raise ValueError(f"dropout must be below 1, got {self.dropout!r}")
         if self.target_size is not None:
             check_number("target_size", self.target_size)
 
     def resolved(self, by_logits: bool) -> "RouterTraining":
-        """The same settings, with a number for what is None, as suits a router that weighs heads by logits or not."""
-        usual = FOR_LOGITS if by_logits else FOR_LABELS
-        missing: dict[str, Any] = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        """The same settings with None replaced by the defaults, which depend on whether logits are the weights."""
+        defaults = FOR_LOGITS if by_logits else FOR_LABELS
+        missing: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return replace(self, **missing)
 
 
 FOR_LABELS = {
     "labels": 1.0, "sparsity": 1e-2, "ranking": 0.0, "ridge": 0.0, "query_ridge": 0.0, "weight_decay": 1e-2,
 }  # fmt: skip
-"""What None means in :class:`RouterTraining`: trained on pseudo labels, with a regulariser."""
+"""Defaults for None in :class:`RouterTraining`: trained on pseudo labels, with a regulariser."""
 
 FOR_LOGITS = {"labels": 0.0, "sparsity": 0.0, "ranking": 1.0, "ridge": 0.5, "query_ridge": 300.0, "weight_decay": 0.0}
-"""What it means where logits are weights: trained on the ranking alone."""
+"""Defaults where logits are weights: trained on the ranking alone."""
 
 
 @dataclass(frozen=True)
 class Extensions:
-    """What `RouteHeadReranker` has beyond the paper. None means: as the router was made.
+    """Extensions of `RouteHeadReranker` beyond the paper. None means: as stored in the router.
 
     Args:
-        evidence: let the router look at the list's own evidence too; see :mod:`~pyterrier_routehead.routing.evidence`.
+        evidence: let the router use features of the list too; see :mod:`~pyterrier_routehead.routing.evidence`.
         source: ``"query"``: embed the query alone, in one short pass; ``"tail"``: by the pass that reads the heads,
             from the column ``hidden_state`` or, in late reading, at no cost. None means ``"tail"`` in late reading,
             else ``"query"``.
-        min_heads: so many heads at least (1).
+        min_heads: minimum number of heads (1).
         weighting: how a query's heads are summed: ``"even"``, as published (the default); by their ``"probability"``;
-            or by their ``"logit"``, which may be below 0, over the whole pool: then heads are standardised within the
+            or by their ``"logit"``, which may be negative, over the full pool: then heads are standardised within the
             list, the router is trained on the ranking itself, not on pseudo labels, and ``first_stage_weight`` takes
-            part in the training, since the first stage's score is added to the sum as it is.
-        static_heads: so many of the best heads over all queries are always in; routed ones come in addition (0).
+            part in the training, since the first stage's score is added to the sum unscaled.
+        static_heads: number of the best heads over all queries that are always selected, beside the routed ones (0).
         unsure: where no probability reaches this, the best ``max_heads`` heads over all queries rank (0).
 
     Raises:
         TypeError: for a value of a wrong type, naming the argument.
-        ValueError: for a value that cannot be, naming the argument.
+        ValueError: for an invalid value, naming the argument.
     """
 
     evidence: bool = False
@@ -117,13 +118,13 @@ class Extensions:
         check_flag("evidence", self.evidence)
         if self.source is not None:
             check_choice("source", self.source, SOURCES)
-        Selection(**self.chosen(), max_heads=1 << 20)  # checks the values; the true number is not said here
+        Selection(**self.chosen(), max_heads=1 << 20)  # checks the values; max_heads is not known here
 
     def chosen(self) -> dict[str, Any]:
-        """How heads are chosen, as far as it is said here: fields of :class:`Selection` by name."""
+        """The fields of :class:`Selection` that are set here, by name."""
         names = ("min_heads", "weighting", "static_heads", "unsure")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 AS_PUBLISHED = Extensions()
-"""Nothing beyond the paper, or as the router was made."""
+"""No extension, or as stored in the router."""

@@ -15,7 +15,7 @@ from ..template import DEFAULT_TEMPLATE, PromptTemplate
 
 POOLINGS = ("mean", "last")
 SOURCES = ("query", "tail")
-_REMEMBERED = 10_000
+_CACHE_SIZE = 10_000
 _embedded: "weakref.WeakKeyDictionary[FrozenLLM, dict[tuple[ModelSnapshot, QueryState, str], np.ndarray]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -24,10 +24,10 @@ _embedded_lock = new_lock()
 
 @dataclass(frozen=True)
 class QueryState:
-    """Which hidden state stands for a query.
+    """Which hidden state embeds a query.
 
-    The paper (RouteHead, arXiv 2604.24608) takes hidden states of the frozen model; layer, tokens and pooling are not
-    known to us and these are our choice; so is that the query stands in the default template's markup, whatever prompt
+    The paper (RouteHead, arXiv 2604.24608) uses hidden states of the frozen model but does not state layer, tokens and
+    pooling: these are our choice. So is that the query is embedded in the default template's markup, whatever prompt
     its documents are read with.
 
     Args:
@@ -44,16 +44,16 @@ class QueryState:
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, numbers.Integral) or isinstance(self.layer, bool):
-            raise ValueError(f"layer is the number of a layer, from 0, got {self.layer!r}")
+            raise ValueError(f"layer must be an integer >= 0, got {self.layer!r}")
         object.__setattr__(self, "layer", int(self.layer))
         if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling is one of {', '.join(map(repr, POOLINGS))}, got {self.pooling!r}")
+            raise ValueError(f"pooling must be one of {', '.join(map(repr, POOLINGS))}, got {self.pooling!r}")
         if self.source not in ("query", "tail"):
-            raise ValueError(f"source is 'query' or 'tail', got {self.source!r}")
+            raise ValueError(f"source must be 'query' or 'tail', got {self.source!r}")
 
 
 def check_layer(layer: int, llm: FrozenLLM) -> None:
-    """Refuse a layer that the model does not have."""
+    """Raise an error for a layer that the model does not have."""
     if not 0 <= layer < llm.num_layers:
         raise ValueError(f"there is no layer {layer} among {llm.num_layers} to embed queries by")
 
@@ -61,15 +61,15 @@ def check_layer(layer: int, llm: FrozenLLM) -> None:
 def encode_queries(
     llm: FrozenLLM, queries: Iterable[str], state: QueryState, template: PromptTemplate = DEFAULT_TEMPLATE
 ) -> dict[str, np.ndarray]:
-    """Embed queries: the chat markup, the template's query label and the query are run, up to the layer wanted.
+    """Embed queries: the chat markup, the template's query label and the query are run, up to the required layer.
 
     Returns:
         For each distinct query a float32 array [hidden size].
 
     Raises:
         ValueError: for a layer that the model does not have.
-        ListTooLongError: for a query beyond the model's context, by its beginning.
-        UnsupportedArchitectureError: for one so long that the model's rotary frequencies would change.
+        ListTooLongError: for a query longer than the model's context, quoting its beginning.
+        UnsupportedArchitectureError: for a query so long that the model's rotary frequencies would change.
     """
     from ..kernel.passes import QueryPass
     from ..kernel.score import check_length
@@ -77,7 +77,7 @@ def encode_queries(
     check_layer(state.layer, llm)
     encoder = llm.encoder
     start = encoder.start(encoder.chat(template).prefix) + encoder.markup(template.query_label)
-    found = {}
+    embeddings = {}
     for query in dict.fromkeys(queries):
         query_ids = encoder.data([f" {query.strip()}"])[0]
         try:
@@ -88,32 +88,32 @@ def encode_queries(
         llm.forward(this_pass)
         hidden = this_pass.hidden[state.layer]
         # A copy: a view of the last token would keep all of them.
-        found[query] = (hidden.mean(dim=0) if state.pooling == "mean" else hidden[-1].clone()).cpu().numpy()
-    return found
+        embeddings[query] = (hidden.mean(dim=0) if state.pooling == "mean" else hidden[-1].clone()).cpu().numpy()
+    return embeddings
 
 
 def embed_query(llm: FrozenLLM, query: str, state: QueryState, snapshot: ModelSnapshot | None = None) -> np.ndarray:
-    """One query's embedding, float32 [hidden size]; a model's last 10,000 or so are remembered while it lives.
+    """One query's embedding, float32 [hidden size]; a model's last 10,000 or so are cached while it exists.
 
     Args:
         llm: the model.
         query: the query.
-        state: which hidden state is wanted.
-        snapshot: what the model is now, if that has just been looked at.
+        state: which hidden state embeds the query.
+        snapshot: the model's current snapshot, if it has just been taken.
     """
     key = (snapshot if snapshot is not None else llm.snapshot(), state, query)
     with _embedded_lock:
-        found = _embedded.setdefault(llm, {}).get(key)
-    if found is None:
-        found = encode_queries(llm, [query], state)[query]
+        embedding = _embedded.setdefault(llm, {}).get(key)
+    if embedding is None:
+        embedding = encode_queries(llm, [query], state)[query]
         with _embedded_lock:
-            known = _embedded.setdefault(llm, {})
-            if len(known) >= _REMEMBERED:
-                known.clear()
-            known[key] = found
-    return found
+            cache = _embedded.setdefault(llm, {})
+            if len(cache) >= _CACHE_SIZE:
+                cache.clear()
+            cache[key] = embedding
+    return embedding
 
 
-def shortened(query: str, most: int = 40) -> str:
-    """A query for a message, as it would be quoted in code: its beginning."""
-    return repr(query if len(query) <= most else query[:most] + "…")
+def shortened(query: str, max_characters: int = 40) -> str:
+    """A query for a message, quoted and truncated."""
+    return repr(query if len(query) <= max_characters else query[:max_characters] + "…")

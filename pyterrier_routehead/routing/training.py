@@ -1,9 +1,9 @@
 """Trains a router's weights on pseudo labels, or on the ranking itself.
 
-A loss on pseudo labels plus a regulariser that keeps few heads (RouteHead, arXiv 2604.24608). That the loss is binary
-cross-entropy, with positive labels weighted up, and that the regulariser is L1 on the probabilities we infer; sizes,
-optimiser and the choice of the epoch, by nDCG@10 of the routed ranking on held-out queries, are ours. So is the loss on
-the ranking, which is what a router weighs the whole pool by its logits with.
+A loss on pseudo labels plus a regulariser towards few heads (RouteHead, arXiv 2604.24608). That the loss is binary
+cross-entropy with upweighted positive labels, and that the regulariser is L1 on the probabilities, is inferred. Sizes,
+optimiser and early stopping by nDCG@10 of the routed ranking on held-out queries are our choice. The loss on the
+ranking, with which a router that weights the full pool by logits is trained, is an extension.
 """
 
 from dataclasses import dataclass, replace
@@ -22,15 +22,15 @@ from .settings import RouterTraining
 
 @dataclass(frozen=True)
 class RoutingData:
-    """Queries to learn from or to hold out.
+    """Training queries or held-out queries.
 
     Attributes:
         states: query embeddings, float32 [queries, hidden].
         lists: their judged lists over the pool's heads.
         evidence: float64 [queries, heads, 4], or None.
         targets: labels, float64 [queries, heads]; None for held-out queries.
-        first_stage: what the first stage adds to each document's score, float64 [queries, documents], 0 in padding; or
-            None.
+        first_stage: the first stage's part of each document's score, float64 [queries, documents], 0 in padding; None
+            without one.
     """
 
     states: np.ndarray
@@ -41,7 +41,7 @@ class RoutingData:
 
     @property
     def known_targets(self) -> np.ndarray:
-        """The labels of queries to learn from."""
+        """The labels of training queries."""
         assert self.targets is not None, "these queries have no labels"
         return self.targets
 
@@ -73,21 +73,21 @@ class _Router(nn.Module):
             self.evidence_weights = nn.Parameter(torch.zeros(flat.shape[1]))
 
     def _start_from_ridge(self, data: RoutingData) -> None:
-        wanted = logit(np.clip(data.known_targets, 0.02, 0.98))
+        log_odds = logit(np.clip(data.known_targets, 0.02, 0.98))
         states = (data.states - self.mean.numpy()) / self.deviation.numpy()
         left, spread, right = np.linalg.svd(
-            ridge_regression(states, wanted - wanted.mean(axis=0)), full_matrices=False
+            ridge_regression(states, log_odds - log_odds.mean(axis=0)), full_matrices=False
         )
         size = self.projection.shape[1]
         rank, root = min(size, len(spread)), np.sqrt(spread[:size])
         with torch.no_grad():
-            self.bias.copy_(torch.tensor(wanted.mean(axis=0)))
+            self.bias.copy_(torch.tensor(log_odds.mean(axis=0)))
             self.projection[:, :rank] = torch.tensor(left[:, :rank] * root * size**0.5)
             self.head_embeddings[:, :rank] = torch.tensor(right[:rank].T * root)
             self.head_embeddings[:, rank:] = 0
 
     def forward(self, states: torch.Tensor, evidence: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits, and what the query alone adds to them: both [queries, heads]."""
+        """Logits, and their part that depends on the query: both [queries, heads]."""
         query = self.dropout((states - self.mean) / self.deviation @ self.projection)
         by_query = query @ self.head_embeddings.T / query.shape[1] ** 0.5
         logits = by_query + self.bias
@@ -96,7 +96,7 @@ class _Router(nn.Module):
         return logits, by_query
 
     def weights(self, sharpness: float) -> dict[str, np.ndarray]:
-        """The router's arrays, with logits over the sharpness of the softmax that they were trained in."""
+        """The router's arrays, with logits divided by the sharpness of the softmax of the training."""
         arrays = {name: tensor.detach().numpy().copy() for name, tensor in self.state_dict().items()}
         for name in {"head_embeddings", "bias", "evidence_weights"} & arrays.keys():
             arrays[name] /= sharpness
@@ -106,7 +106,7 @@ class _Router(nn.Module):
 def ridge_regression(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Coefficients [columns of x, columns of y] that predict centred y from centred x, the penalty chosen by GCV.
 
-    Generalised cross-validation (Golub, Heath and Wahba, 1979) over penalties from 1 to 10^6 a row.
+    Generalised cross-validation (Golub, Heath and Wahba, 1979) over penalties from 1 to 10^6 per row.
     """
     left, spread, right = np.linalg.svd(x, full_matrices=False)
     projected = left.T @ y
@@ -129,15 +129,15 @@ def train(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
-    """Train on some queries and keep the epoch that routes held-out queries best.
+    """Train on queries and keep the epoch with the best routed ranking of the held-out queries.
 
     Args:
-        data: the queries to learn from.
-        held_out: the queries that choose the epoch.
-        selection: how heads are chosen.
+        data: the training queries.
+        held_out: the held-out queries, for early stopping.
+        selection: how heads are selected.
         settings: see the class.
-        seed: of the weights, the order of queries and dropout.
-        progress: show a bar of epochs.
+        seed: seed of the weights, the order of queries and dropout.
+        progress: show a progress bar over the epochs.
 
     Returns:
         The weights, as :class:`~pyterrier_routehead.routing.router.HeadRouter` takes them, and a report: for each epoch
@@ -155,7 +155,7 @@ def _train(
     model = _Router(data, selection, settings)
     ranked = _RankedLists(data, selection)
     held_out = replace(held_out, lists=_summed_lists(held_out.lists, selection))
-    # Where logits are weights, the model learns how sharp the softmax is in which the first stage's score stands.
+    # Where logits are weights, the sharpness of the softmax, which contains the first stage's score, is learned too.
     log_sharpness = nn.Parameter(torch.zeros(()), requires_grad=ranked.as_weights and data.first_stage is not None)
     optimiser = torch.optim.AdamW(
         [*model.parameters(), log_sharpness], lr=settings.learning_rate, weight_decay=settings.weight_decay or 0.0
@@ -171,7 +171,7 @@ def _train(
     epochs = pt.tqdm(range(settings.epochs + 1), unit="epoch", desc="router", disable=not progress)
     for epoch in epochs:
         sums = dict.fromkeys(["loss", *factors], 0.0)
-        if epoch:  # the first row is the router as it starts
+        if epoch:  # the first row is the untrained router
             model.train()
             for batch in torch.split(torch.randperm(len(states)), settings.batch_size):
                 logits, by_query = model(states[batch], None if evidence is None else evidence[batch])
@@ -192,19 +192,19 @@ def _train(
         rows.append({"epoch": epoch, **sums, "chosen heads": size, "held-out nDCG@10": quality})
         epochs.set_postfix({"held-out nDCG@10": f"{quality:.4f}"}, refresh=False)
         if quality > best + 1e-9:
-            best, kept, since = quality, model.weights(log_sharpness.exp().item()), 0
+            best, best_weights, epochs_since_best = quality, model.weights(log_sharpness.exp().item()), 0
         else:
-            since += 1
-            if since > settings.patience:
+            epochs_since_best += 1
+            if epochs_since_best > settings.patience:
                 break
-    return kept, pd.DataFrame(rows)
+    return best_weights, pd.DataFrame(rows)
 
 
 def _part(
     name: str, logits: torch.Tensor, by_query: torch.Tensor, targets: torch.Tensor, balance: torch.Tensor,
     settings: RouterTraining,
 ) -> torch.Tensor:
-    """A part of the loss, but for that on the ranking."""
+    """A part of the loss, except that on the ranking."""
     if name == "labels":
         return nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=balance)
     if name == "sparsity":
@@ -218,14 +218,14 @@ def _routed(model: _Router, data: RoutingData, selection: Selection, sharpness: 
     with torch.inference_mode():
         evidence = None if data.evidence is None else torch.tensor(data.evidence, dtype=torch.float32)
         logits = model(torch.tensor(data.states), evidence)[0].double().numpy() / sharpness
-    return np.stack([weigh(own, selection) for own in logits])
+    return np.stack([weigh(query_logits, selection) for query_logits in logits])
 
 
 def _routed_ndcg(data: RoutingData, weights: np.ndarray, selection: Selection) -> np.ndarray:
-    """The nDCG@10 of each list, as it is summed, when a re-ranker ranks it by these weights [lists, heads]."""
+    """The nDCG@10 of each list when a re-ranker ranks it by these weights [lists, heads]."""
     sums = np.einsum("qdh,qh->qd", data.lists.scores, weights)
     if data.first_stage is not None:
-        sums = (sums if selection.by_logits else standardised_lists(sums, data.lists.there)) + data.first_stage
+        sums = (sums if selection.by_logits else standardised_lists(sums, data.lists.mask)) + data.first_stage
     return list_ndcg(data.lists, sums[..., None])[:, 0]
 
 
@@ -247,22 +247,22 @@ class _RankedLists:
         gains = lists.gains / np.maximum(lists.gains.sum(axis=1, keepdims=True), 1e-12)
         first_stage = np.zeros_like(gains) if data.first_stage is None else data.first_stage
         self.scores, self.gains, self.first_stage = (
-            torch.tensor(own, dtype=torch.float32) for own in (scores, gains, first_stage)
+            torch.tensor(array, dtype=torch.float32) for array in (scores, gains, first_stage)
         )
-        self.there = torch.tensor(lists.there)
+        self.mask = torch.tensor(lists.mask)
 
     def loss(self, lists: torch.Tensor, head_logits: torch.Tensor, log_sharpness: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the gains with a softmax over the weighted sums, the first stage's part included."""
-        there = self.there[lists]
+        mask = self.mask[lists]
         weights = head_logits if self.as_weights else head_logits.sigmoid()
         logits = torch.einsum("qdh,qh->qd", self.scores[lists], weights)
         if self.as_weights:
             logits = logits + log_sharpness.exp() * self.first_stage[lists]
         else:
-            count = there.sum(dim=1, keepdim=True)
-            centred = (logits - logits.mul(there).sum(dim=1, keepdim=True) / count) * there
-            # Clamped before the root, whose gradient at 0 is infinite: a list may be one of equals.
+            count = mask.sum(dim=1, keepdim=True)
+            centred = (logits - logits.mul(mask).sum(dim=1, keepdim=True) / count) * mask
+            # Clamped before the root, whose gradient at 0 is infinite: the scores of a list may all be equal.
             deviation = (centred**2).sum(dim=1, keepdim=True).div(count).clamp(min=1e-12).sqrt()
             logits = 2 * (centred / deviation + self.first_stage[lists])
-        shares = torch.log_softmax(logits.masked_fill(~there, -torch.inf), dim=1).masked_fill(~there, 0)
+        shares = torch.log_softmax(logits.masked_fill(~mask, -torch.inf), dim=1).masked_fill(~mask, 0)
         return -(self.gains[lists] * shares).sum(dim=1).mean()

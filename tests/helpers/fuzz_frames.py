@@ -80,15 +80,15 @@ def head_set(heads: str, attention: str, token_filter: str) -> HeadSet:
 
 @cache
 def router(attention: str, token_filter: str, kind: str) -> HeadRouter:
-    """One of random weights, which tells queries apart."""
+    """One of random weights, which distinguishes queries."""
     generator, hidden = np.random.default_rng(0), 32
     weights = {
         "mean": np.zeros(hidden), "deviation": np.full(hidden, 2.0), "projection": generator.normal(size=(hidden, 3)),
         "head_embeddings": generator.normal(size=(4, 3)), "bias": np.zeros(4),
     }
     if kind == "by list":
-        told = {"mean": np.zeros(4), "deviation": np.ones(4), "weights": np.arange(3.0, 7.0)}
-        weights |= {f"evidence_{name}": array for name, array in told.items()}
+        evidence = {"mean": np.zeros(4), "deviation": np.ones(4), "weights": np.arange(3.0, 7.0)}
+        weights |= {f"evidence_{name}": array for name, array in evidence.items()}
     return HeadRouter.of(
         head_set(POOL, attention, token_filter),
         weights,

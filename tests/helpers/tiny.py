@@ -6,11 +6,13 @@ from dataclasses import replace
 import torch
 import transformers
 
+from pyterrier_routehead.heads import all_heads
 from pyterrier_routehead.prompt.build import DocumentBlock, ListPrompt
 
 VOCABULARY = 320
 LAYERS = 4
 HEADS = 4
+ALL = all_heads(LAYERS, HEADS)
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -133,7 +135,7 @@ def random_prompt(
     null: int = 6,
     capacity: int | None = None,
 ) -> ListPrompt:
-    """A prompt of random ids. Each document is its tag (two tokens), as many that count, and a separator."""
+    """A prompt of random ids. Each document is its tag (two tokens), this many tokens that count, and a separator."""
     generator = random.Random(seed)
     blocks = [DocumentBlock(random_ids(generator, 2 + length + 1), 2, 2 + length) for length in lengths]
     order = list(range(len(lengths)))
@@ -154,3 +156,13 @@ def permuted(prompt: ListPrompt, order: list[int]) -> ListPrompt:
     """The same candidates, with the blocks in another order."""
     by_candidate = dict(zip(prompt.order, prompt.blocks, strict=True))
     return replace(prompt, blocks=[by_candidate[i] for i in order], order=order)
+
+
+PROMPTS = [
+    # of 30, 17, ... tokens that count: among them a document of one token and one of none
+    random_prompt(1, [30, 17, 22, 1, 0, 48], best_last=True),
+    random_prompt(2, [40, 12, 25], capacity=60),
+    # very uneven, the longest first or last
+    random_prompt(3, [1, 3, 90, 2, 1], best_last=True, query=4, null=11),
+]
+"""Longer than every sliding window in ``ARCHITECTURES``."""

@@ -6,47 +6,38 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 
-from pyterrier_routehead import AttentionHeadScorer, FrozenLLM, ICRReranker, StaticHeadReranker
+from frozen_llms import UNLOADED
+from pyterrier_routehead import AttentionHeadScorer, ICRReranker, StaticHeadReranker
 from toys import two_queries
 
 os.environ["PT_TEST_TRANSFORMER_REPORTS"] = "0"
 
 
-class NeverLoaded(FrozenLLM):
-    """Inspection, validation and empty frames must not load a model."""
-
-    def _load(self):
-        raise AssertionError("the model was loaded")
-
-
-LLM = NeverLoaded("no/such-model")
-
-
 @pt.testing.transformer_test_class
 def test_scorer():
-    return AttentionHeadScorer(llm=LLM)
+    return AttentionHeadScorer(llm=UNLOADED)
 
 
 @pt.testing.transformer_test_class
 def test_scorer_with_all_columns():
-    return AttentionHeadScorer([(1, 2)], llm=LLM, raw=True, features=True, hidden_layers=[1], title_field="title")
+    return AttentionHeadScorer([(1, 2)], llm=UNLOADED, raw=True, features=True, hidden_layers=[1], title_field="title")
 
 
 @pt.testing.transformer_test_class
 def test_static_reranker():
-    return StaticHeadReranker("1-2,3-4", llm=LLM, depth=10, first_stage_weight=1.0)
+    return StaticHeadReranker("1-2,3-4", llm=UNLOADED, depth=10, first_stage_weight=1.0)
 
 
 @pt.testing.transformer_test_class
 def test_icr_reranker():
-    return ICRReranker(llm=LLM)
+    return ICRReranker(llm=UNLOADED)
 
 
 TRANSFORMERS = [
-    AttentionHeadScorer(llm=LLM),
-    AttentionHeadScorer("0-1", llm=LLM, raw=True, features=True, hidden_layers=[0]),
-    StaticHeadReranker("0-1", llm=LLM),
-    ICRReranker(llm=LLM, first_stage_weight=1.0),
+    AttentionHeadScorer(llm=UNLOADED),
+    AttentionHeadScorer("0-1", llm=UNLOADED, raw=True, features=True, hidden_layers=[0]),
+    StaticHeadReranker("0-1", llm=UNLOADED),
+    ICRReranker(llm=UNLOADED, first_stage_weight=1.0),
 ]
 
 
@@ -71,25 +62,25 @@ def test_missing_columns_name_the_transformer(transformer):
 @pytest.mark.parametrize("transformer", TRANSFORMERS, ids=str)
 def test_attributes_can_be_read_and_applied(transformer):
     attributes = {attribute.name: attribute.value for attribute in pt.inspect.transformer_attributes(transformer)}
-    assert attributes["llm"] is LLM
+    assert attributes["llm"] is UNLOADED
     # PyTerrier looks for a private attribute of an argument's name first: there must be none.
     assert all(value is getattr(transformer, name) for name, value in attributes.items())
     changed = pt.inspect.transformer_apply_attributes(transformer, depth=None, batch_size=7)
-    assert (changed.batch_size, changed.llm) == (7, LLM)
+    assert (changed.batch_size, changed.llm) == (7, UNLOADED)
 
 
 def test_inputs_are_either_text_or_vectors():
-    assert pt.inspect.transformer_inputs(AttentionHeadScorer(llm=LLM, text_field="body", title_field="title")) == [
+    assert pt.inspect.transformer_inputs(AttentionHeadScorer(llm=UNLOADED, text_field="body", title_field="title")) == [
         ["qid", "docno", "query", "body", "title"]
     ]
-    assert pt.inspect.transformer_inputs(ICRReranker(llm=LLM, first_stage_weight=0.5)) == [
+    assert pt.inspect.transformer_inputs(ICRReranker(llm=UNLOADED, first_stage_weight=0.5)) == [
         ["qid", "docno", "head_scores", "head_reading", "score"],
         ["qid", "docno", "query", "text", "score"],
     ]
 
 
 def test_pipelines_can_be_inspected_and_drawn():
-    pipeline = AttentionHeadScorer(llm=LLM) >> ICRReranker(llm=LLM)
+    pipeline = AttentionHeadScorer(llm=UNLOADED) >> ICRReranker(llm=UNLOADED)
     columns = ["qid", "query", "docno", "text", "score", "rank"]
     assert set(pt.inspect.transformer_outputs(pipeline, columns)) == {*columns, "head_scores", "head_reading"}
     assert "AttentionHeads" in pt.schematic.draw(pipeline)

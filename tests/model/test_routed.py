@@ -12,6 +12,8 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 
+from frozen_llms import UNLOADED, passes
+from judged_lists import same_ranking
 from pyterrier_routehead import (
     AttentionHeadScorer,
     Extensions,
@@ -48,14 +50,7 @@ SMALL = {"pool_size": 6, "max_heads": 2, "training": RouterTraining(epochs=4, le
 WORDS = ["cats", "sleep", "moon", "far", "paris", "rain", "tea", "whale", "blue", "night"]
 
 
-class NeverLoaded(FrozenLLM):
-    """Inspection, empty frames and refusals must not load a model."""
 
-    def _load(self):
-        raise AssertionError("the model was loaded")
-
-
-LLM = NeverLoaded("no/such-model")
 
 
 def some_lists(seed, queries, documents=6, relevant=2):
@@ -79,11 +74,6 @@ VALID, VALID_QRELS = some_lists(2, 5, documents=7)
 
 
 @pytest.fixture(scope="module")
-def llm():
-    return toy_llm()
-
-
-@pytest.fixture(scope="module")
 def scored(llm):
     """The frames with head scores and hidden states."""
     scorer = AttentionHeadScorer(llm=llm, hidden_layers=[1, 2])
@@ -96,7 +86,7 @@ def fitted(llm, scored):
 
 
 def router_for(identity, pool="3-1,0-2,2-0,1-3", *, layer=0, source="query", evidence=False, **choice):
-    """A router of random weights, which tells queries apart."""
+    """A router of random weights, which distinguishes queries."""
     heads = HeadSet.of(pool, model=identity, settings=ReadingSettings())
     generator, hidden = np.random.default_rng(0), 32
     weights = {
@@ -124,30 +114,25 @@ def rank_by(vectors, weights):
     return np.stack(vectors).astype(float) @ weights
 
 
-def same_ranking(one, other, atol=1e-6):
-    np.testing.assert_allclose(one["score"], other["score"], atol=atol)
-    assert one["rank"].tolist() == other["rank"].tolist()
-
-
 # PyTerrier
 
 
 @pt.testing.transformer_test_class
 def test_transformer():
-    return RouteHeadReranker(llm=LLM)
+    return RouteHeadReranker(llm=UNLOADED)
 
 
 @pt.testing.transformer_test_class
 def test_transformer_with_everything():
     identity = ModelIdentity("no/such-model", ("aa",) * 4, 4, 4)
     return RouteHeadReranker(
-        router_for(identity, evidence=True), llm=LLM, routed_heads=True, first_stage_weight=0.5, depth=3
+        router_for(identity, evidence=True), llm=UNLOADED, routed_heads=True, first_stage_weight=0.5, depth=3
     )
 
 
 def test_it_must_be_fitted_or_given_a_router():
     with pytest.raises(NotFittedError, match="RouteHeadReranker has no router yet: fit it"):
-        RouteHeadReranker(llm=LLM)(two_queries())
+        RouteHeadReranker(llm=UNLOADED)(two_queries())
 
 
 @pytest.mark.parametrize("routed_heads", [False, True])
@@ -155,7 +140,7 @@ def test_it_must_be_fitted_or_given_a_router():
 @pytest.mark.parametrize("columns", [[], ["head_scores", "head_reading", "hidden_state"]], ids=["text", "vectors"])
 def test_empty_frames_need_no_model(routed_heads, source, columns):
     inp = two_queries().assign(**dict.fromkeys(columns))
-    reranker = RouteHeadReranker(llm=LLM, routed_heads=routed_heads, extensions=Extensions(source=source))
+    reranker = RouteHeadReranker(llm=UNLOADED, routed_heads=routed_heads, extensions=Extensions(source=source))
     out = reranker(inp.iloc[:0])
     assert len(out) == 0
     assert out["score"].dtype == "float64"
@@ -166,10 +151,10 @@ def test_empty_frames_need_no_model(routed_heads, source, columns):
 
 @pytest.mark.parametrize(("source", "beside"), [("query", "query"), ("tail", "hidden_state")])
 def test_inputs_are_text_or_vectors_with_what_embeds_the_query(source, beside):
-    inputs = pt.inspect.transformer_inputs(RouteHeadReranker(llm=LLM, extensions=Extensions(source=source)))
+    inputs = pt.inspect.transformer_inputs(RouteHeadReranker(llm=UNLOADED, extensions=Extensions(source=source)))
     assert ["qid", "docno", "head_scores", "head_reading", beside] in inputs
     assert ["qid", "docno", "query", "text"] in inputs
-    weighed = pt.inspect.transformer_inputs(by_options(llm=LLM, source=source, first_stage_weight=1.0))
+    weighed = pt.inspect.transformer_inputs(by_options(llm=UNLOADED, source=source, first_stage_weight=1.0))
     assert all("score" in columns for columns in weighed)
 
 
@@ -181,9 +166,9 @@ def test_missing_columns_name_the_transformer(scored, router, llm):
 
 
 def test_attributes_can_be_read_and_applied():
-    reranker = RouteHeadReranker(llm=LLM, max_heads=4)
+    reranker = RouteHeadReranker(llm=UNLOADED, max_heads=4)
     attributes = {attribute.name: attribute.value for attribute in pt.inspect.transformer_attributes(reranker)}
-    assert (attributes["max_heads"], attributes["llm"]) == (4, LLM)
+    assert (attributes["max_heads"], attributes["llm"]) == (4, UNLOADED)
     for name, value in attributes.items():
         assert value is getattr(reranker, name)
     assert attributes["extensions"] == Extensions()
@@ -222,15 +207,15 @@ def test_a_reranker_with_a_router_can_be_pickled(router, scored, llm):
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ({"pool_size": 0}, ValueError, "^pool_size is a whole number of heads from 1, got 0$"),
-        ({"pool_size": True}, TypeError, "^pool_size is a whole number of heads from 1, got True$"),
-        ({"pool_size": 64.0}, TypeError, "^pool_size is a whole number of heads from 1, got 64.0$"),
-        ({"pool_size": None}, TypeError, "^pool_size is a whole number of heads from 1, got None$"),
-        ({"max_heads": 1.5}, TypeError, "^max_heads is a whole number of heads from 1, got 1.5$"),
-        ({"max_heads": 8.0}, TypeError, "^max_heads is a whole number of heads from 1, got 8.0$"),
-        ({"max_heads": "8"}, TypeError, "^max_heads is a whole number of heads from 1, got '8'$"),
-        ({"max_heads": True}, TypeError, "^max_heads is a whole number of heads from 1, got True$"),
-        ({"max_heads": 0}, ValueError, "^max_heads is a whole number of heads from 1, got 0$"),
+        ({"pool_size": 0}, ValueError, "^pool_size must be an integer number of heads >= 1, got 0$"),
+        ({"pool_size": True}, TypeError, "^pool_size must be an integer number of heads >= 1, got True$"),
+        ({"pool_size": 64.0}, TypeError, "^pool_size must be an integer number of heads >= 1, got 64.0$"),
+        ({"pool_size": None}, TypeError, "^pool_size must be an integer number of heads >= 1, got None$"),
+        ({"max_heads": 1.5}, TypeError, "^max_heads must be an integer number of heads >= 1, got 1.5$"),
+        ({"max_heads": 8.0}, TypeError, "^max_heads must be an integer number of heads >= 1, got 8.0$"),
+        ({"max_heads": "8"}, TypeError, "^max_heads must be an integer number of heads >= 1, got '8'$"),
+        ({"max_heads": True}, TypeError, "^max_heads must be an integer number of heads >= 1, got True$"),
+        ({"max_heads": 0}, ValueError, "^max_heads must be an integer number of heads >= 1, got 0$"),
         ({"hold_out": 0}, ValueError, "^hold_out is a share between 0 and 1, got 0$"),
         ({"hold_out": 1.0}, ValueError, "^hold_out is a share between 0 and 1, got 1.0$"),
         ({"hold_out": "some"}, TypeError, "^hold_out is a share between 0 and 1, got 'some'$"),
@@ -239,49 +224,49 @@ def test_a_reranker_with_a_router_can_be_pickled(router, scored, llm):
         ({"threshold": True}, TypeError, "^threshold is a number from 0 to 1, got True$"),
         ({"unsure": -1}, ValueError, "^unsure is a number from 0 to 1, got -1$"),
         ({"unsure": np.nan}, ValueError, "^unsure is a number from 0 to 1, got nan$"),
-        ({"max_heads": 2, "min_heads": 3}, ValueError, r"^min_heads is at most max_heads \(2\), got 3$"),
-        ({"min_heads": 9}, ValueError, r"^min_heads is at most max_heads \(8\), got 9$"),
-        ({"min_heads": 0}, ValueError, "^min_heads is a whole number of heads from 1, got 0$"),
-        ({"min_heads": 2.0}, TypeError, "^min_heads is a whole number of heads from 1, got 2.0$"),
-        ({"static_heads": -1}, ValueError, "^static_heads is a whole number of heads from 0, got -1$"),
-        ({"static_heads": False}, TypeError, "^static_heads is a whole number of heads from 0, got False$"),
+        ({"max_heads": 2, "min_heads": 3}, ValueError, r"^min_heads must be at most max_heads \(2\), got 3$"),
+        ({"min_heads": 9}, ValueError, r"^min_heads must be at most max_heads \(8\), got 9$"),
+        ({"min_heads": 0}, ValueError, "^min_heads must be an integer number of heads >= 1, got 0$"),
+        ({"min_heads": 2.0}, TypeError, "^min_heads must be an integer number of heads >= 1, got 2.0$"),
+        ({"static_heads": -1}, ValueError, "^static_heads must be an integer number of heads >= 0, got -1$"),
+        ({"static_heads": False}, TypeError, "^static_heads must be an integer number of heads >= 0, got False$"),
         ({"weighting": "odd"}, ValueError, "^weighting is one of 'even', 'probability', 'logit', got 'odd'$"),
         ({"weighting": 1}, TypeError, "^weighting is one of 'even', 'probability', 'logit', got 1$"),
         ({"pooling": "max"}, ValueError, "^pooling is one of 'mean', 'last', got 'max'$"),
         ({"pooling": None}, TypeError, "^pooling is one of 'mean', 'last', got None$"),
         ({"source": "head"}, ValueError, "^source is one of 'query', 'tail', got 'head'$"),
         ({"token_filter": "sum"}, ValueError, "token_filter='sum' has no scores per head to route over"),
-        ({"max_layer": 0}, ValueError, "^max_layer is a number of layers from 1"),
-        ({"max_layer": "half"}, TypeError, "^max_layer is a number of layers from 1"),
-        ({"layer": -1}, ValueError, "^layer is a whole number from 0, got -1$"),
-        ({"layer": 2.0}, TypeError, "^layer is a whole number from 0, got 2.0$"),
+        ({"max_layer": 0}, ValueError, "^max_layer must be a number of layers >= 1"),
+        ({"max_layer": "half"}, TypeError, "^max_layer must be a number of layers >= 1"),
+        ({"layer": -1}, ValueError, "^layer must be an integer >= 0, got -1$"),
+        ({"layer": 2.0}, TypeError, "^layer must be an integer >= 0, got 2.0$"),
         ({"evidence": "yes"}, TypeError, "^evidence is True or False, got 'yes'$"),
         ({"routed_heads": 1}, TypeError, "^routed_heads is True or False, got 1$"),
         ({"allow_mismatch": None}, TypeError, "^allow_mismatch is True or False, got None$"),
-        ({"seed": -1}, ValueError, "^seed is a whole number from 0, got -1$"),
-        ({"seed": 1.0}, TypeError, "^seed is a whole number from 0, got 1.0$"),
-        ({"seed": None}, TypeError, "^seed is a whole number from 0, got None$"),
+        ({"seed": -1}, ValueError, "^seed must be an integer >= 0, got -1$"),
+        ({"seed": 1.0}, TypeError, "^seed must be an integer >= 0, got 1.0$"),
+        ({"seed": None}, TypeError, "^seed must be an integer >= 0, got None$"),
         ({"detection_data": 5}, TypeError, "^detection_data is a string, got 5$"),
         ({"training": {"epochs": 3}}, TypeError, "^training is a RouterTraining, such as RouterTraining"),
         ({"training": [("epochs", 3)]}, TypeError, "^training is a RouterTraining, such as RouterTraining"),
         ({"extensions": {"evidence": True}}, TypeError, "^extensions are Extensions, such as Extensions"),
         ({"extensions": None}, TypeError, "^extensions are Extensions, such as Extensions"),
-        ({"depth": 0}, ValueError, "depth is a whole number from 1"),
+        ({"depth": 0}, ValueError, "depth must be an integer >= 1"),
         ({"first_stage_weight": np.nan}, ValueError, "first_stage_weight is a finite number"),
-        ({"depth": True}, TypeError, "depth is a whole number from 1, got True"),
+        ({"depth": True}, TypeError, "depth must be an integer >= 1, got True"),
         ({"first_stage_weight": "1"}, TypeError, "first_stage_weight is a finite number, got '1'"),
         ({"router": 3}, TypeError, "^router is a HeadRouter, the name of one or None, got int$"),
         ({"router": "some/folder"}, ValueError, "^RouteHeadReranker knows no 'some/folder': 'smollm2-135m'$"),
-        ({"llm": 3}, TypeError, "llm is a FrozenLLM"),
-        ({"labels": 5}, TypeError, r"^labels are the name of a recipe \(search, .*\) or a function, got 5$"),
-        ({"labels": ["search"]}, TypeError, r"^labels are the name of a recipe \(search, .*\) or a function, got \["),
+        ({"llm": 3}, TypeError, "llm must be a FrozenLLM"),
+        ({"labels": 5}, TypeError, r"^labels must be the name of a recipe \(search, .*\) or a function, got 5$"),
+        ({"labels": ["search"]}, TypeError, r"^labels must be the name of a recipe \(search, .*\) or a function, got"),
         ({"labels": "serach"}, ValueError, "there is no label recipe 'serach'; known: search, .*or give a function"),
     ],
     ids=str,
 )
 def test_f23_arguments_that_cannot_be_are_refused(wrong, error, message):
     with pytest.raises(error, match=message):
-        by_options(**{"llm": LLM, **wrong})
+        by_options(**{"llm": UNLOADED, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -294,7 +279,7 @@ def test_f23_arguments_that_cannot_be_are_refused(wrong, error, message):
     ids=str,
 )  # fmt: skip
 def test_f23_numbers_of_numpy_are_numbers(name, value):
-    reranker = by_options(llm=LLM, **{name: value})
+    reranker = by_options(llm=UNLOADED, **{name: value})
     assert getattr(reranker.extensions if name == "evidence" else reranker, name) is value
 
 
@@ -488,12 +473,6 @@ def test_static_heads_and_unsure_follow_the_pool(llm, scored):
 # What is run
 
 
-def passes(llm, run):
-    before = llm.document_passes
-    run()
-    return llm.document_passes - before
-
-
 def test_behind_a_scorer_no_document_is_read(llm, router, scored):
     reranker = RouteHeadReranker(router, llm=llm)
     assert passes(llm, lambda: reranker(scored["valid"])) == 0
@@ -618,7 +597,7 @@ def test_each_window_is_ranked_as_a_list_of_its_own(windows, options, choice):
         assert mine["routed_heads"].tolist() == [routed.get(docno) for docno in mine["docno"]]
         assert mine["routed_heads"].notna().sum() == depth
     assert not remaining
-    # The query is the same in all windows, what the list tells is not.
+    # The query is the same in all windows, the evidence of the list is not.
     by_evidence = choice.get("evidence", False) and "weighting" not in choice
     assert (len(set(routed_by_window)) > 2) is by_evidence
 
@@ -822,7 +801,7 @@ def test_too_little_to_learn_from_is_refused(llm, scored):
 def test_validation_lists_whose_relevant_documents_have_no_scores_are_refused(llm, scored):
     below = VALID_QRELS.drop_duplicates("qid").assign(docno=lambda qrels: qrels["qid"] + "-d6")
     cut = AttentionHeadScorer(llm=llm, depth=3)(VALID)
-    with pytest.raises(ValueError, match="none of the 5 validation lists has both a relevant and another"):
+    with pytest.raises(ValueError, match="none of the 5 validation lists has both a relevant and a non-relevant"):
         by_options(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, cut, below)
 
 
@@ -838,7 +817,7 @@ def test_a_layer_that_the_model_lacks_is_refused_before_anything_is_read(llm):
 
 def test_validation_lists_that_were_read_otherwise_are_refused(llm, scored):
     other = AttentionHeadScorer(llm=llm, document_order="best_first")(VALID)
-    with pytest.raises(ValueError, match="validation lists were read otherwise than the training lists"):
+    with pytest.raises(ValueError, match="validation lists were read with other settings than the training lists"):
         by_options(llm=llm, **SMALL).fit(scored["train"], TRAIN_QRELS, other, VALID_QRELS)
 
 
@@ -903,9 +882,9 @@ def test_depth_cuts_what_weights_are_learnt_from_and_what_they_rank(llm, scored)
     assert ranked["rank"].tolist() == cut["rank"].tolist()
     for _, own in out.groupby("qid"):
         assert own["rank"].iloc[4:].tolist() == [4, 5, 6]
-    # Lists without a relevant candidate tell nothing; of the others, all judgements count.
-    told = VALID_QRELS["qid"].isin(VALID_QRELS["qid"][VALID_QRELS["docno"].isin(valid["docno"])])
-    judged = VALID_QRELS[told]
+    # Lists without a relevant candidate are uninformative; of the others, all judgements count.
+    informative = VALID_QRELS["qid"].isin(VALID_QRELS["qid"][VALID_QRELS["docno"].isin(valid["docno"])])
+    judged = VALID_QRELS[informative]
     assert not judged["docno"].isin(valid["docno"]).all()
     evaluated = pt.Evaluate(cut[cut["qid"].isin(judged["qid"])], judged, metrics=[pt.measures.nDCG @ 10])
     assert evaluated["nDCG@10"] == pytest.approx(one.router_.report["held-out nDCG@10"], abs=1e-6)
@@ -951,12 +930,12 @@ def test_a_router_with_evidence_is_learnt(llm, scored, inp):
     reranker = by_options(llm=llm, evidence=True, **SMALL).fit(train, TRAIN_QRELS, valid, VALID_QRELS)
     assert reranker.router_.uses_evidence
     columns = scored["train"]["head_reading"].iloc[0].columns(list(reranker.router_.pool))
-    told = [
+    evidence = [
         list_evidence(np.stack(own["head_scores"])[:, columns], own["score"].to_numpy())
         for _, own in scored["train"].groupby("qid")
     ]
     np.testing.assert_allclose(
-        reranker.router_.weights["evidence_mean"], np.concatenate(told).mean(axis=0), atol=1e-4
+        reranker.router_.weights["evidence_mean"], np.concatenate(evidence).mean(axis=0), atol=1e-4
     )
     assert np.isfinite(reranker(valid)["score"]).all()
 
@@ -1004,7 +983,7 @@ def test_a_routers_own_numbers_are_what_arguments_are_checked_against(llm, score
     widely = RouteHeadReranker(wide, extensions=Extensions(min_heads=9), routed_heads=True, llm=llm)
     assert chosen(widely, scored["valid"]).map(len).eq(4).all()  # the pool
     narrow = router_for(model_identity(llm), max_heads=2)
-    with pytest.raises(ValueError, match=r"^min_heads is at most max_heads \(2\), got 3$"):
+    with pytest.raises(ValueError, match=r"^min_heads must be at most max_heads \(2\), got 3$"):
         RouteHeadReranker(narrow, extensions=Extensions(min_heads=3))
     many = router_for(model_identity(llm), min_heads=3)
     with pytest.raises(ValueError, match=r"^max_heads=2 is below the min_heads=3 that the router was made with: set"):
@@ -1040,8 +1019,8 @@ def test_how_a_fitted_reranker_chooses_can_be_changed(fitted, scored):
 # A router that kept its start
 
 
-def kept_its_start(told):
-    return [one for one in told if "no epoch of training ranked" in str(one.message)]
+def kept_its_start(caught):
+    return [warning for warning in caught if "no epoch of training ranked" in str(warning.message)]
 
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword")
@@ -1051,10 +1030,10 @@ def test_f7_a_router_that_kept_its_start_says_so(llm, scored):
         UserWarning,
         match="no epoch of training ranked the 3 held-out queries better than the router as it started: it has learnt "
         "nothing from 11 training queries, and chooses nearly the same heads for every query",
-    ) as told:
+    ) as caught:
         reranker.fit(scored["train"], TRAIN_QRELS)
     line = inspect.currentframe().f_lineno - 1
-    assert [(one.filename, one.lineno) for one in kept_its_start(told)] == [(__file__, line)]
+    assert [(warning.filename, warning.lineno) for warning in kept_its_start(caught)] == [(__file__, line)]
     assert reranker.router_.report["kept its start"] is True
     assert reranker.router_.report["epoch"] == 0
     assert repr(reranker.router_).endswith(", kept its start: nearly the same heads for every query>")
@@ -1068,10 +1047,10 @@ def test_f7_a_router_that_kept_its_start_says_so(llm, scored):
 def test_f7_a_router_that_has_learnt_says_nothing(llm, scored, training):
     """By training, or by the ridge regression that it starts from."""
     reranker = by_options(llm=llm, **SMALL | {"training": training, "labels": "search"})
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         reranker.fit(scored["train"], TRAIN_QRELS)
-    assert not kept_its_start(told)
+    assert not kept_its_start(caught)
     assert reranker.router_.report["kept its start"] is False
     assert (reranker.router_.report["epoch"] > 0) == (training.epochs > 0)
     assert "start" not in repr(reranker.router_)
@@ -1081,11 +1060,11 @@ def test_f7_the_report_says_whether_the_best_epoch_is_the_first(llm, scored):
     found = set()
     for labels, seed in product(("search", "shrunk"), range(3)):
         reranker = by_options(llm=llm, labels=labels, seed=seed, **SMALL)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             reranker.fit(scored["train"], TRAIN_QRELS)
         kept = reranker.report_["held-out nDCG@10"].idxmax() == 0
-        assert reranker.router_.report["kept its start"] == bool(kept_its_start(told)) == kept
+        assert reranker.router_.report["kept its start"] == bool(kept_its_start(caught)) == kept
         found.add(bool(kept))
     assert found == {True, False}
 
@@ -1095,9 +1074,9 @@ def test_f7_the_report_says_whether_the_best_epoch_is_the_first(llm, scored):
 
 def warned(match, run):
     """Where the warning points that calling this leads to, beside where it should: at the line of the lambda."""
-    with pytest.warns(UserWarning, match=match) as told:
+    with pytest.warns(UserWarning, match=match) as caught:
         run()
-    (own,) = (one for one in told if re.search(match, str(one.message)))
+    (own,) = (warning for warning in caught if re.search(match, str(warning.message)))
     return (own.filename, own.lineno), (__file__, run.__code__.co_firstlineno)
 
 
@@ -1249,9 +1228,9 @@ def test_tail_validation_on_text(llm, scored):
 @pytest.mark.filterwarnings("ignore:The inplace keyword")
 def test_sliding_windows_are_warned_of_once():
     llm = toy_llm(context=420)
-    with pytest.warns(UserWarning, match="sliding windows") as told:
+    with pytest.warns(UserWarning, match="sliding windows") as caught:
         RouteHeadReranker(router_for(model_identity(llm), max_heads=2), llm=llm)(LONG)
-    assert len([one for one in told if "sliding windows" in str(one.message)]) == 1
+    assert len([warning for warning in caught if "sliding windows" in str(warning.message)]) == 1
 
 
 @pytest.mark.parametrize("verbose", [True, False])
@@ -1293,8 +1272,8 @@ def test_remembered_embeddings_hold_no_more_than_themselves(llm):
 
 
 def test_fit_refuses_uncalibrated_scores_before_a_model_is_loaded():
-    with pytest.raises(ValueError, match="'ndcg@10' is on calibrated scores, but calibrate=False"):
-        RouteHeadReranker(llm=LLM, calibrate=False).fit(TRAIN, TRAIN_QRELS)
+    with pytest.raises(ValueError, match="'ndcg@10' requires calibrated scores, but calibrate=False"):
+        RouteHeadReranker(llm=UNLOADED, calibrate=False).fit(TRAIN, TRAIN_QRELS)
 
 
 def test_a_first_stage_weight_unlike_the_learnt_one_warns_once_something_is_ranked(llm, scored):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import pyterrier_routehead
+from frozen_llms import NeverLoaded
 from pyterrier_routehead import (
     PUBLISHED,
     AttentionHeadScorer,
@@ -49,13 +50,6 @@ ANIMALS = pd.DataFrame(
         ],
     }
 )
-
-
-class NeverLoaded(FrozenLLM):
-    """Whoever has nothing to rank by must say so without loading a model."""
-
-    def _load(self):
-        raise AssertionError("the model was loaded")
 
 
 @pytest.fixture(scope="module")
@@ -248,10 +242,10 @@ def test_a_reranker_that_is_unfitted_ranks_nothing_and_lists_the_names(reranker,
     table = available()
     known = table["name"][table["reranker"] == reranker.__name__]
     for inp in (two_queries(), scored[pattern]):
-        with pytest.raises(NotFittedError, match=f"{reranker.__name__} has no .* yet: fit it, or give it ") as told:
+        with pytest.raises(NotFittedError, match=f"{reranker.__name__} has no .* yet: fit it, or give it ") as caught:
             own(inp)
-        assert all(repr(name) in str(told.value) for name in known)
-        assert "pyterrier_routehead.available()" in str(told.value)
+        assert all(repr(name) in str(caught.value) for name in known)
+        assert "pyterrier_routehead.available()" in str(caught.value)
 
 
 @pytest.mark.parametrize(("reranker", "given"), UNNAMED[::3], ids=lambda own: getattr(own, "__name__", str(own)))
@@ -326,10 +320,10 @@ def test_a_bundled_router_follows_the_argument_or_the_reading(document_attention
 def test_other_weights_of_smollm2_warn_at_the_users_line(make, namesake, scored):
     for inp in (two_queries(), scored["listwise"]):
         reranker = make(llm=namesake)
-        with pytest.warns(UserWarning, match=r"bundled heads were found in .*gguf.*, not in Hugging") as told:
+        with pytest.warns(UserWarning, match=r"bundled heads were found in .*gguf.*, not in Hugging") as caught:
             reranker(inp)
         line = inspect.currentframe().f_lineno - 1
-        own = [one for one in told if "the bundled heads" in str(one.message)]
+        own = [warning for warning in caught if "the bundled heads" in str(warning.message)]
         assert {(one.filename, one.lineno) for one in own} == {(__file__, line)}
 
 
@@ -368,9 +362,9 @@ def test_names_bring_their_model(make, model, monkeypatch):
         raise LookupError(self.model)
 
     monkeypatch.setattr(FrozenLLM, "_load", refuse)
-    with pytest.raises(LookupError) as told:
+    with pytest.raises(LookupError) as caught:
         make()(two_queries())
-    assert told.value.args == (model,)
+    assert caught.value.args == (model,)
 
 
 def test_without_the_package_of_its_file_the_hub_stands_in_for_smollm2(monkeypatch):

@@ -10,20 +10,15 @@ import pytest
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers.utils import logging
 
+from judged_lists import TRAIN, TRAIN_QRELS, VALID, VALID_QRELS
 from pyterrier_routehead import AttentionHeadScorer, CoReHeadReranker, ICRReranker, QRHeadReranker
 from pyterrier_routehead.common import progress
 from pyterrier_routehead.common.progress import shows_progress, with_progress
 from pyterrier_routehead.model import quiet
 from pyterrier_routehead.model.quiet import quiet_transformers
-from test_detected import TRAIN, TRAIN_QRELS, VALID, VALID_QRELS
-from toys import toy_llm, two_queries
+from toys import two_queries
 
 pytestmark = pytest.mark.filterwarnings("ignore:on the validation queries, no set that:UserWarning")
-
-
-@pytest.fixture(scope="module")
-def llm():
-    return toy_llm()
 
 
 @pytest.fixture
@@ -32,7 +27,7 @@ def no_delay(monkeypatch):
 
 
 def watch(monkeypatch):
-    """Make standard error a terminal, as far as it tells. In a test itself: pytest changes it after the set-up."""
+    """Make standard error look like a terminal. In a test itself: pytest changes it after the set-up."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
 

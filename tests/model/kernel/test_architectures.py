@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from model_state import bitwise_equal, snapshot, weights
 from pyterrier_routehead.common.errors import ListTooLongError, UnsupportedArchitectureError
 from pyterrier_routehead.heads import Head, all_heads
 from pyterrier_routehead.kernel import exact as masked
@@ -25,21 +26,10 @@ from pyterrier_routehead.model.frozen import FrozenLLM
 from pyterrier_routehead.prompt.build import Candidate, DocumentBlock, ListPrompt, PromptBuilder
 from pyterrier_routehead.template import DEFAULT_TEMPLATE
 from reference import ReferenceScores, reference_scores
-from tiny import ARCHITECTURES, HEADS, LAYERS, VOCABULARY, permuted, random_ids, random_prompt, tiny_model
+from tiny import ALL, ARCHITECTURES, HEADS, LAYERS, PROMPTS, VOCABULARY, permuted, random_ids, random_prompt, tiny_model
 
-ALL = all_heads(LAYERS, HEADS)
 SOME = [Head(2, 3), Head(0, 1), Head(2, 0), Head(1, 2)]
 TOLERANCE = 1e-5
-
-PROMPTS = [
-    # of 30, 17, ... tokens that count: among them a document of one token and one of none
-    random_prompt(1, [30, 17, 22, 1, 0, 48], best_last=True),
-    random_prompt(2, [40, 12, 25], capacity=60),
-    # very uneven, the longest first or last
-    random_prompt(3, [1, 3, 90, 2, 1], best_last=True, query=4, null=11),
-]
-"""Longer than every sliding window in ``tiny.ARCHITECTURES``."""
-
 
 def score(llm, prompt, heads=ALL, **options) -> ListScores:
     return score_lists(llm, [prompt], heads, **options)[0]
@@ -340,36 +330,6 @@ class BrokenError(Exception):
     pass
 
 
-def snapshot(model):
-    """All that a model is, but for the values of its weights."""
-    modules = dict(model.named_modules())
-    return {
-        "training": {name: module.training for name, module in modules.items()},
-        "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
-        "hooks": {
-            (name, kind): list(hooks)
-            for name, module in modules.items()
-            for kind, hooks in vars(module).items()
-            if kind.endswith("hooks")
-        },
-        "attention": {n: m.config._attn_implementation for n, m in modules.items() if isinstance(m, PreTrainedModel)},
-        "configuration": copy.deepcopy(model.config.to_dict()),
-        "config": sorted(vars(model.config)),
-        "tensors": {
-            name: (id(tensor), tensor.data_ptr(), tensor.dtype, tensor.requires_grad, tensor.is_inference())
-            for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        },
-    }
-
-
-def weights(model):
-    return {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-
-
-def bitwise_equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.fixture(params=[("Llama", "sdpa"), ("Gemma2", "eager"), ("GPT2", "eager"), ("GPTNeoX", "sdpa")], ids="-".join)
 def own_model(request):
     """A causal language model of the test's own, in the middle of training, one of its layers frozen by hand."""
@@ -495,7 +455,7 @@ def test_nothing_behind_the_deepest_head_is_called(architecture, pattern, tokeni
 
 
 class LargeOutputs(TorchDispatchMode):
-    """Collects what operations give out with two dimensions of at least so many."""
+    """Collects what operations give out with two dimensions of at least this size."""
 
     def __init__(self, size):
         super().__init__()
@@ -608,7 +568,7 @@ REFUSED = [
     (
         "FalconH1",
         {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
-        "see each other by more than attention",
+        "interact by more than attention",
     ),
     ("DiffLlama", {}, "calls attention more than once"),
 ]
@@ -627,7 +587,7 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.2, 1.4, 1.6], "long
 
 
 def list_of_length(length):
-    """A list-wise prompt of so many positions, its longer tail counted."""
+    """A list-wise prompt with this number of positions, including its longer tail."""
     return random_prompt(8, [30, length - 7 - 9 - 2 * 3 - 30])
 
 

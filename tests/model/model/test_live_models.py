@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from model_state import bitwise_equal, snapshot, weights
 from pyterrier_routehead import (
     AttentionHeadScorer,
     FrozenLLM,
@@ -26,8 +27,7 @@ from pyterrier_routehead.reading.reader import ListReader, model_identity
 from pyterrier_routehead.reading.reading import ReadingSettings
 from pyterrier_routehead.routing.state import QueryState, embed_query
 from reference import reference_scores
-from test_architectures import ALL, PROMPTS, bitwise_equal, snapshot, weights
-from tiny import ARCHITECTURES, HEADS, LAYERS, random_prompt, tiny_model
+from tiny import ALL, ARCHITECTURES, HEADS, LAYERS, PROMPTS, random_prompt, tiny_model
 from toys import byte_tokenizer, two_queries
 
 NOT_OURS = r"^LlamaModel cannot be read: its attention does not go through transformers' attention registry$"
@@ -496,7 +496,7 @@ def test_f3_frames_know_adapters_on_the_embeddings_alone(peft, where):
 def test_f3_adapters_that_add_tokens_are_refused(peft):
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = peft.get_peft_model(tiny_model("Llama", causal_lm=True), config)
-    with pytest.raises(UnsupportedArchitectureError, match=r"adapter \(PROMPT_TUNING\) puts virtual tokens"):
+    with pytest.raises(UnsupportedArchitectureError, match=r"adapter \(PROMPT_TUNING\) prepends virtual tokens"):
         frozen(model).load()
 
 

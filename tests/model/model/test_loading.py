@@ -74,7 +74,7 @@ def test_f9_a_given_configuration_counts_however_many_layers_are_loaded(folder, 
 
 
 def test_f9_a_configuration_that_is_none_is_refused(folder):
-    with pytest.raises(TypeError, match=r"config in model_kwargs is .* got int"):
+    with pytest.raises(TypeError, match=r"config in model_kwargs must be .* got int"):
         FrozenLLM(folder, model_kwargs={"config": 3}).load()
     with pytest.raises(ValueError, match=r"without model_type; .* model_kwargs=\{'vocab_size': ...\}"):
         FrozenLLM(folder, model_kwargs={"config": {"vocab_size": 3}}).load()
@@ -115,7 +115,7 @@ def test_f15_rope_scaling_is_an_earlier_name_of_rope_parameters(folder):
 
 @pytest.mark.parametrize("value", ["head_dim", "intermediate_size"])
 def test_f18_values_that_the_weights_do_not_fit_are_refused_naming_the_model(folder, value):
-    with pytest.raises(ValueError, match=rf"{folder} cannot be loaded: its weights have other shapes than its conf"):
+    with pytest.raises(ValueError, match=rf"{folder} cannot be loaded: the shapes of its weights differ from its conf"):
         FrozenLLM(folder, model_kwargs={value: 6}).load()
 
 
@@ -273,7 +273,7 @@ def make_cut_weights(path):
 
 
 BROKEN = {
-    "an adapter": (make_adapter, "PEFT adapter alone .* FrozenLLM\\(PeftModel"),
+    "an adapter": (make_adapter, "only a PEFT adapter .* FrozenLLM\\(PeftModel"),
     "nothing": (lambda path: None, "has no config.json"),
     "bad JSON": (make_bad_json, "not a valid JSON"),
     "no weights": (lambda path: tiny_config("Llama").save_pretrained(path), "no file named model.safetensors"),
@@ -315,7 +315,7 @@ def test_f18_an_architecture_that_transformers_lacks_is_one_short_error(tmp_path
         ("models/of/mine", "there is no folder or file .*models.of.mine"),
         ("~/no/such/model", f"there is no folder or file {Path.home()}.no.such.model"),
         ("nothere.gguf", "there is no file .*nothere.gguf"),
-        ("not.gguf", "is no GGUF file"),
+        ("not.gguf", "is not a GGUF file"),
         ("weights.safetensors", "is a file, but neither a saved model's folder nor a GGUF file"),
         ("my model", "neither a folder .* nor a hub id"),
     ],
@@ -356,7 +356,7 @@ def test_f18_other_objects_than_models_and_tokenizers_are_type_errors():
         "got int$": 3,
     }
     for expected, wrong in wrong_models.items():
-        with pytest.raises(TypeError, match=f"^model is a hub id, .*{expected}"):
+        with pytest.raises(TypeError, match=f"^model must be a hub id, .*{expected}"):
             FrozenLLM(wrong, tokenizer=tokenizer)
     wrong_tokenizers = {
         "_Wrapper: .*tokenizer=processor.tokenizer": _Wrapper(model, tokenizer),
@@ -364,7 +364,7 @@ def test_f18_other_objects_than_models_and_tokenizers_are_type_errors():
         "got int": 3,
     }
     for expected, wrong in wrong_tokenizers.items():
-        with pytest.raises(TypeError, match=f"^tokenizer is a transformers tokenizer, .*{expected}"):
+        with pytest.raises(TypeError, match=f"^tokenizer must be a transformers tokenizer, .*{expected}"):
             FrozenLLM(model, tokenizer=wrong)
 
 
@@ -411,23 +411,23 @@ def test_f23_dtypes_by_their_usual_names(folder, dtype, expected):
 @pytest.mark.parametrize(
     ("arguments", "error", "expected"),
     [
-        ({"dtype": "bf17"}, ValueError, "dtype is 'auto' or one of 'bfloat16', .*, got 'bf17'"),
-        ({"dtype": "int8"}, ValueError, "dtype is .*quantization_config"),
-        ({"dtype": torch.int8}, ValueError, "dtype is .*torch.int8"),
-        ({"dtype": 16}, TypeError, "dtype is .*got 16"),
-        ({"dtype": None}, TypeError, "dtype is .*got None"),
-        ({"device": "gpu"}, ValueError, "device is a string such as 'cpu', .*got 'gpu'"),
-        ({"device": "cuda:x"}, ValueError, "device is .*got 'cuda:x'"),
-        ({"device": 0}, TypeError, "device is .*got 0"),
-        ({"max_layers": 2.0}, TypeError, "max_layers is a whole number of layers from 1, got 2.0"),
-        ({"max_layers": True}, TypeError, "max_layers is .*got True"),
-        ({"max_layers": 0}, ValueError, "max_layers is .*got 0"),
+        ({"dtype": "bf17"}, ValueError, "dtype must be 'auto' or one of 'bfloat16', .*, got 'bf17'"),
+        ({"dtype": "int8"}, ValueError, "dtype must be .*quantization_config"),
+        ({"dtype": torch.int8}, ValueError, "dtype must be .*torch.int8"),
+        ({"dtype": 16}, TypeError, "dtype must be .*got 16"),
+        ({"dtype": None}, TypeError, "dtype must be .*got None"),
+        ({"device": "gpu"}, ValueError, "device must be a string such as 'cpu', .*got 'gpu'"),
+        ({"device": "cuda:x"}, ValueError, "device must be .*got 'cuda:x'"),
+        ({"device": 0}, TypeError, "device must be .*got 0"),
+        ({"max_layers": 2.0}, TypeError, "max_layers must be an integer number of layers >= 1, got 2.0"),
+        ({"max_layers": True}, TypeError, "max_layers must be .*got True"),
+        ({"max_layers": 0}, ValueError, "max_layers must be .*got 0"),
         ({"revision": 3}, TypeError, "revision is a string"),
         ({"revision": ""}, ValueError, "revision is empty"),
         ({"tokenizer": ""}, ValueError, "tokenizer is empty"),
         ({"model": ""}, ValueError, "model is empty"),
-        ({"model_kwargs": "device_map"}, TypeError, "model_kwargs is a dict"),
-        ({"model_kwargs": {3: 4}}, TypeError, "model_kwargs is a dict"),
+        ({"model_kwargs": "device_map"}, TypeError, "model_kwargs must be a dict"),
+        ({"model_kwargs": {3: 4}}, TypeError, "model_kwargs must be a dict"),
     ],
     ids=str,
 )

@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from model_state import bitwise_equal, snapshot, weights
 from pyterrier_routehead import FrozenLLM, ICRReranker
 from pyterrier_routehead.common.locks import new_lock
-from pyterrier_routehead.heads import all_heads
 from pyterrier_routehead.kernel.score import score_lists
 from pyterrier_routehead.routing.state import QueryState, embed_query
-from test_architectures import bitwise_equal, snapshot, weights
-from tiny import HEADS, LAYERS, random_prompt, tiny_model
+from tiny import ALL, HEADS, random_prompt, tiny_model
 from toys import byte_tokenizer, frame, two_queries
 
-ALL = all_heads(LAYERS, HEADS)
 LISTS = [
     random_prompt(seed, [random.Random(seed).randrange(1, 20) for _ in range(4)], query=3 + seed % 7)
     for seed in range(50)
@@ -89,7 +87,7 @@ def test_f12_re_rankers_of_one_model_in_threads():
 def test_f1_embeddings_are_remembered_while_others_fill_the_memory(monkeypatch):
     from pyterrier_routehead.routing import state as query_encoder
 
-    monkeypatch.setattr(query_encoder, "_REMEMBERED", 3)
+    monkeypatch.setattr(query_encoder, "_CACHE_SIZE", 3)
     llm = FrozenLLM(tiny_model("Llama"), tokenizer=byte_tokenizer())
     state, texts = QueryState(0), [f"what is {i}" for i in range(12)]
     expected = [embed_query(llm, text, state) for text in texts]

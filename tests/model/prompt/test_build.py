@@ -614,7 +614,7 @@ def test_f21_a_token_without_an_embedding_is_refused_before_the_pass():
     tokenizer.name_or_path = "org/other"
     model = tiny_model("Llama", vocab_size=200)
     llm = FrozenLLM(model, tokenizer=tokenizer)
-    message = r"the tokenizer 'org/other' gives token \d+ \('.+'\), but LlamaModel has embeddings of 200: give"
+    message = r"the tokenizer 'org/other' gives token \d+ \('.+'\), but LlamaModel has 200 embeddings: give"
     with pytest.raises(MismatchError, match=message):
         ICRReranker(llm=llm)(frame({"q": ["a", "b"]}))
     with pytest.raises(MismatchError, match=message):

@@ -106,7 +106,7 @@ def test_a_default_system_prompt_stays_if_the_template_takes_nothing_but_one_use
     ids=["parts only", "twice"],
 )
 def test_a_template_that_does_not_show_the_text_once_is_refused(chat):
-    with pytest.raises(ValueError, match=r"does not show a user's text as it is; .*ChatMarkup\(prefix, suffix\)"):
+    with pytest.raises(ValueError, match=r"does not contain a user's text unchanged; .*ChatMarkup\(prefix, suffix\)"):
         TextEncoder(with_chat(chat)).chat(DEFAULT_TEMPLATE)
 
 
@@ -124,7 +124,7 @@ def test_a_template_that_does_not_show_the_text_once_is_refused(chat):
 def test_f19_a_template_that_raises_is_refused_with_the_remedy(chat, reason):
     tokenizer = with_chat(chat)
     tokenizer.name_or_path = "org/model"
-    message = rf"chat template of 'org/model' refuses a single user turn; .*ChatMarkup\(prefix, suffix\)\) \({reason}"
+    message = rf"chat template of 'org/model' rejects a single user turn; .*ChatMarkup\(prefix, suffix\)\) \({reason}"
     encoder = TextEncoder(tokenizer)
     with pytest.raises(ValueError, match=message):
         encoder.chat(DEFAULT_TEMPLATE)
@@ -455,7 +455,7 @@ def test_f40_what_is_no_tokenizer_is_refused():
         TextEncoder(Processor())
     with pytest.raises(TypeError, match=r"got Tokenizer; .*PreTrainedTokenizerFast\(tokenizer_object"):
         TextEncoder(tokenizer_of("base").backend_tokenizer)
-    with pytest.raises(TypeError, match="tokenizer is a Hugging Face tokenizer, got NoneType"):
+    with pytest.raises(TypeError, match="tokenizer must be a Hugging Face tokenizer, got NoneType"):
         TextEncoder(None)
 
 

@@ -9,6 +9,8 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 
+from frozen_llms import UNLOADED
+from judged_lists import QRELS, TRAIN, TRAIN_QRELS, VALID, VALID_QRELS, same_ranking
 from pyterrier_routehead import (
     PUBLISHED,
     AttentionHeadScorer,
@@ -26,9 +28,7 @@ from pyterrier_routehead import (
 )
 from pyterrier_routehead.reading.reader import model_identity
 from pyterrier_routehead.reading.reading import ModelIdentity
-from test_detected import LLM as NEVER_LOADED
-from test_detected import QRELS, TRAIN, TRAIN_QRELS, VALID, VALID_QRELS, same_ranking
-from toys import byte_tokenizer, frame, toy_llm, two_queries
+from toys import frame, toy_llm, two_queries
 
 # Heads of a random model rank no better than all of them together.
 pytestmark = pytest.mark.filterwarnings("ignore:on the validation queries, no set that:UserWarning")
@@ -41,20 +41,6 @@ RERANKERS = [
 ]
 EACH = pytest.mark.parametrize("make", RERANKERS)
 FITTED = pytest.mark.parametrize("reranker_class", [CoReHeadReranker, QRHeadReranker])
-
-
-@pytest.fixture(scope="module")
-def llm():
-    return toy_llm()
-
-
-@pytest.fixture(scope="module")
-def folder(llm, tmp_path_factory):
-    """The same weights in a local folder."""
-    path = tmp_path_factory.mktemp("model")
-    llm.model.save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return str(path)
 
 
 def ranking_heads(reranker):
@@ -242,8 +228,8 @@ def test_f8_fit_reads_titles_as_ranking_does(llm, reranker_class):
 def test_f23_wrong_arguments_are_refused_by_their_names_at_once_and_when_set_later(make, name, value, error):
     pattern = f"^(there is no )?{name} "
     with pytest.raises(error, match=pattern):
-        make(**{"llm": NEVER_LOADED, name: value})
-    later = make(llm=NEVER_LOADED)
+        make(**{"llm": UNLOADED, name: value})
+    later = make(llm=UNLOADED)
     setattr(later, name, value)
     with pytest.raises(error, match=pattern):
         later(two_queries())
@@ -288,7 +274,7 @@ def test_f31_an_unfitted_reranker_is_a_runtime_error_that_lists_names():
     ):
         said = rf"^{make.__name__} has no heads yet: fit it, .*{name}.*available\(\)"
         with pytest.raises(NotFittedError, match=said):
-            make(llm=NEVER_LOADED)(two_queries())
+            make(llm=UNLOADED)(two_queries())
     assert issubclass(NotFittedError, RuntimeError)
     assert issubclass(MismatchError, ValueError)
 
@@ -340,7 +326,7 @@ def test_f31_warnings_point_at_the_users_line(llm, verbose):
 
 
 def test_an_unfitted_policy_says_what_frames_need():
-    assert pt.inspect.transformer_inputs(CoReHeadReranker(llm=NEVER_LOADED, first_stage_weight=1.0)) == [
+    assert pt.inspect.transformer_inputs(CoReHeadReranker(llm=UNLOADED, first_stage_weight=1.0)) == [
         ["qid", "docno", "head_scores", "head_reading", "score"],
         ["qid", "docno", "query", "text", "score"],
     ]
@@ -354,7 +340,7 @@ def test_attributes_can_be_applied(llm, make):
     assert (changed.llm, changed.text_field) == (llm, "body")
     inp = two_queries().rename(columns={"text": "body"})
     same_ranking(changed(inp), make(llm=llm, text_field="body", **changes)(inp))
-    with pytest.raises(ValueError, match="depth is a whole number from 1"):
+    with pytest.raises(ValueError, match="depth must be an integer >= 1"):
         pt.inspect.transformer_apply_attributes(make(llm=llm), depth=0)
 
 

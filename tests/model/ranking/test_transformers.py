@@ -29,11 +29,6 @@ from toys import byte_tokenizer, frame, toy_llm, two_queries
 SOME_HEADS = [(1, 0), (2, 3), (0, 2)]
 
 
-@pytest.fixture(scope="module")
-def llm():
-    return toy_llm()
-
-
 def kernel_scores(llm, query, texts, heads, **settings):
     """Head scores of one list by the kernel, without any transformer."""
     settings = ReadingSettings(**settings)
@@ -445,7 +440,7 @@ def test_pickles_without_the_live_model(llm, tmp_path):
     thawed = pickle.loads(pickle.dumps(reranker))
     assert len(pickle.dumps(reranker)) < 5_000
     assert repr(thawed) == "ICRReranker(depth=3)"
-    with pytest.raises(RuntimeError, match="not pickled along"):
+    with pytest.raises(RuntimeError, match="which is not pickled"):
         thawed(inp)
     llm.model.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)

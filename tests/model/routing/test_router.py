@@ -22,7 +22,7 @@ from pyterrier_routehead import ArtifactError, Detection, HeadRouter, HeadSet, R
 from pyterrier_routehead.reading.reading import ModelIdentity
 from pyterrier_routehead.routing.labels import make_labels
 from pyterrier_routehead.routing.router import EVIDENCE_NAMES, WEIGHT_NAMES, choose
-from pyterrier_routehead.routing.search import PaddedLists, list_ndcg, own_ideal, standardised_lists
+from pyterrier_routehead.routing.search import PaddedLists, candidates_ideal, list_ndcg, standardised_lists
 from pyterrier_routehead.routing.settings import FOR_LABELS, FOR_LOGITS, RouterTraining
 from pyterrier_routehead.routing.state import QueryState
 from pyterrier_routehead.routing.training import RoutingData, _Router, ridge_regression, train
@@ -83,8 +83,8 @@ def plain_probabilities(weights, state, evidence=None):
         logit += w["bias"][head]
         if evidence is not None:
             for i in range(4):
-                told = (evidence[head][i] - w["evidence_mean"][i]) / w["evidence_deviation"][i]
-                logit += told * w["evidence_weights"][i]
+                features = (evidence[head][i] - w["evidence_mean"][i]) / w["evidence_deviation"][i]
+                logit += features * w["evidence_weights"][i]
         found.append(1 / (1 + math.exp(-logit)))
     return found
 
@@ -97,19 +97,19 @@ def plain_probabilities(weights, state, evidence=None):
 def test_probabilities_are_the_plain_computation(evidence, seed):
     weights = some_weights(seed, evidence)
     router = HeadRouter.of(some_pool(), weights, state=QueryState(0))
-    state, told = some_inputs(seed)
-    told = told if evidence else None
-    probabilities = router.probabilities(state, told)
+    state, features = some_inputs(seed)
+    features = features if evidence else None
+    probabilities = router.probabilities(state, features)
     assert probabilities.dtype == np.float64
     assert router.uses_evidence is evidence
-    np.testing.assert_allclose(probabilities, plain_probabilities(weights, state, told), atol=1e-5)
+    np.testing.assert_allclose(probabilities, plain_probabilities(weights, state, features), atol=1e-5)
 
 
 def test_the_query_and_the_evidence_matter():
     router = some_router(evidence=True)
-    (one, told), (other, else_) = some_inputs(1), some_inputs(2)
-    base = router.probabilities(one, told)
-    assert not np.allclose(base, router.probabilities(other, told), atol=1e-2)
+    (one, features), (other, else_) = some_inputs(1), some_inputs(2)
+    base = router.probabilities(one, features)
+    assert not np.allclose(base, router.probabilities(other, features), atol=1e-2)
     assert not np.allclose(base, router.probabilities(one, else_), atol=1e-2)
 
 
@@ -122,8 +122,8 @@ def test_a_query_embedding_of_another_size_is_refused():
 def test_what_is_trained_with_torch_is_applied_with_numpy(evidence):
     generator = np.random.default_rng(0)
     states = generator.normal(2, 3, size=(20, 7)).astype(np.float32)
-    told = generator.normal(1, 5, size=(20, 3, 4)) if evidence else None
-    data = RoutingData(states, None, told, (generator.random((20, 3)) < 0.4).astype(float))
+    features = generator.normal(1, 5, size=(20, 3, 4)) if evidence else None
+    data = RoutingData(states, None, features, (generator.random((20, 3)) < 0.4).astype(float))
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = _Router(data, Selection(), RouterTraining(size=6)).eval()
@@ -132,10 +132,10 @@ def test_what_is_trained_with_torch_is_applied_with_numpy(evidence):
                 parameter += torch.randn_like(parameter)
     router = HeadRouter.of(some_pool(), model.weights(1.0), state=QueryState(0))
     with torch.inference_mode():
-        given = None if told is None else torch.tensor(told, dtype=torch.float32)
+        given = None if features is None else torch.tensor(features, dtype=torch.float32)
         expected = model(torch.tensor(states), given)[0].sigmoid().numpy()
     assert expected.std() > 0.1
-    found = [router.probabilities(state, None if told is None else told[i]) for i, state in enumerate(states)]
+    found = [router.probabilities(state, None if features is None else features[i]) for i, state in enumerate(states)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -203,11 +203,11 @@ def test_a_router_routes_by_its_selection():
         ({"threshold": -0.1}, "threshold is a number from 0 to 1"),
         ({"threshold": float("nan")}, "threshold is a number from 0 to 1, got nan"),
         ({"unsure": 2}, "unsure is a number from 0 to 1, got 2"),
-        ({"min_heads": 0}, "min_heads is a whole number of heads from 1, got 0"),
-        ({"max_heads": 0}, "max_heads is a whole number of heads from 1, got 0"),
-        ({"min_heads": 3, "max_heads": 2}, r"min_heads is at most max_heads \(2\), got 3"),
-        ({"min_heads": 9}, r"min_heads is at most max_heads \(8\), got 9"),
-        ({"static_heads": -1}, "static_heads is a whole number of heads from 0, got -1"),
+        ({"min_heads": 0}, "min_heads must be an integer number of heads >= 1, got 0"),
+        ({"max_heads": 0}, "max_heads must be an integer number of heads >= 1, got 0"),
+        ({"min_heads": 3, "max_heads": 2}, r"min_heads must be at most max_heads \(2\), got 3"),
+        ({"min_heads": 9}, r"min_heads must be at most max_heads \(8\), got 9"),
+        ({"static_heads": -1}, "static_heads must be an integer number of heads >= 0, got -1"),
         ({"weighting": "odd"}, "weighting is one of 'even', 'probability', 'logit', got 'odd'"),
     ],
 )
@@ -219,7 +219,8 @@ def test_a_selection_that_cannot_be_is_refused(wrong, message):
 @pytest.mark.parametrize("wrong", ["2", None, True, [1], 1.5, 2.0], ids=repr)
 @pytest.mark.parametrize("name", ["min_heads", "max_heads", "static_heads"])
 def test_f23_numbers_of_heads_are_whole(name, wrong):
-    with pytest.raises(TypeError, match=rf"^{name} is a whole number of heads from \d, got {re.escape(repr(wrong))}$"):
+    message = rf"^{name} must be an integer number of heads >= \d, got {re.escape(repr(wrong))}$"
+    with pytest.raises(TypeError, match=message):
         Selection(**{name: wrong})
 
 
@@ -249,9 +250,9 @@ def test_another_selection_is_another_router_of_the_same_weights():
     assert router.selection == Selection()
     assert other.selection == Selection(max_heads=1)
     assert (other.pool, other.state, other.report) == (router.pool, router.state, router.report)
-    state, told = some_inputs()
-    np.testing.assert_array_equal(other.logits(state, told), router.logits(state, told))
-    assert (other.route(state, told) > 0).sum() == 1
+    state, features = some_inputs()
+    np.testing.assert_array_equal(other.logits(state, features), router.logits(state, features))
+    assert (other.route(state, features) > 0).sum() == 1
     same_routers(other.with_selection(router.selection), router)
 
 
@@ -403,7 +404,7 @@ def write(name, content):
         (changed(selection=asdict(Selection()) | {"threshold": 3}), "/router.json .*a number from 0 to 1, got 3"),
         (changed(selection={}), "/router.json is no readable router: selection lacks threshold"),
         (changed(selection={"colour": "red"}), "/router.json is no readable router: .*colour"),
-        (changed(state={"layer": 1, "pooling": "max", "source": "query"}), "/router.json .*: pooling is one of"),
+        (changed(state={"layer": 1, "pooling": "max", "source": "query"}), "/router.json .*: pooling must be one of"),
         (changed(state={"layer": 4, "pooling": "last", "source": "query"}), "/router.json .*there is no layer 4 "),
         (changed(state={}), "/router.json is no readable router: state lacks layer"),
         (changed(pool={}), "/router.json is no readable router: .*no readable head set: it lacks format"),
@@ -489,7 +490,7 @@ def test_f34_a_router_of_format_1_is_read_with_all_other_checks(tmp_path):
     same_routers(HeadRouter(path), some_router(evidence=True))
     weights = load((path / "router.safetensors").read_bytes())
     (path / "router.safetensors").write_bytes(save(weights | {"deviation": weights["deviation"] * 0}))
-    with pytest.raises(ArtifactError, match=r"router.safetensors is no readable router: .*'deviation' go down to 0"):
+    with pytest.raises(ArtifactError, match=r"router.safetensors is no readable router: .*'deviation' must be at "):
         HeadRouter(path)
 
 
@@ -528,13 +529,13 @@ def rewrite_weights(folder, weights):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("deviation", 0.0, "'deviation' go down to 0: deviations are above 1e-09"),
-        ("deviation", 1e-45, "'deviation' go down to 1.4"),
-        ("deviation", -1.0, "'deviation' go down to -1"),
-        ("evidence_deviation", 0.0, "'evidence_deviation' go down to 0"),
-        ("mean", 3e38, "'mean' go to 3e"),
-        ("mean", -3e38, "'mean' go to 3e"),
-        ("projection", 1e30, "'projection' go to 1e"),
+        ("deviation", 0.0, "'deviation' must be at least 1e-09, found 0"),
+        ("deviation", 1e-45, "'deviation' must be at least 1e-09, found 1.4"),
+        ("deviation", -1.0, "'deviation' must be at least 1e-09, found -1"),
+        ("evidence_deviation", 0.0, "'evidence_deviation' must be at least 1e-09, found 0"),
+        ("mean", 3e38, "'mean' reach 3e"),
+        ("mean", -3e38, "'mean' reach 3e"),
+        ("projection", 1e30, "'projection' reach 1e"),
         ("bias", np.nan, "'bias' are not finite"),
         ("bias", np.inf, "'bias' are not finite"),
         ("bias", 1e300, "'bias' are not finite"),  # in float32
@@ -553,15 +554,15 @@ def test_f34_weights_that_no_training_gives_are_refused_in_memory_and_in_files(n
 
 def test_f34_logits_that_are_not_finite_are_an_error_when_routing():
     router = some_router(evidence=True)
-    state, told = some_inputs()
+    state, features = some_inputs()
     for use in (router.logits, router.probabilities, router.route):
-        with pytest.raises(ValueError, match=r"logit of head \d-\d is not finite: the query embedding goes to 3e\+38"):
-            use(np.float32([3e38, -3e38, 3e38, 3e38, -3e38]), told)
+        with pytest.raises(ValueError, match=r"logit of head \d-\d is not finite: the query embedding reaches 3e\+38"):
+            use(np.float32([3e38, -3e38, 3e38, 3e38, -3e38]), features)
         for value in (np.nan, np.inf):
             with pytest.raises(ValueError, match="the query embedding is not finite"):
-                use(np.where(np.arange(5) == 1, value, state), told)
+                use(np.where(np.arange(5) == 1, value, state), features)
             with pytest.raises(ValueError, match="the evidence is not finite"):
-                use(state, np.where(np.arange(4) == 1, value, told))
+                use(state, np.where(np.arange(4) == 1, value, features))
         with pytest.raises(ValueError, match=r"the evidence has the shape \(\), not \(3, 4\)"):
             use(state)
 
@@ -569,9 +570,9 @@ def test_f34_logits_that_are_not_finite_are_an_error_when_routing():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"pool": "0-1"}, "pool is a HeadSet, got '0-1'"),
-        ({"state": 2}, "state is a QueryState, got 2"),
-        ({"selection": {}}, "selection is a Selection, got {}"),
+        ({"pool": "0-1"}, "pool must be a HeadSet, got '0-1'"),
+        ({"state": 2}, "state must be a QueryState, got 2"),
+        ({"selection": {}}, "selection must be a Selection, got {}"),
         ({"report": {"x": {1}}}, "report: "),
     ],
 )
@@ -640,7 +641,7 @@ def routed(weights, data, selection=LEARNT):
     """nDCG@10 of each query by the router's own sum."""
     router = HeadRouter.of(POOL, weights, state=QueryState(0), selection=selection)
     evidence = [None] * len(data.states) if data.evidence is None else data.evidence
-    chosen = np.stack([router.route(state, told) for state, told in zip(data.states, evidence, strict=True)])
+    chosen = np.stack([router.route(state, features) for state, features in zip(data.states, evidence, strict=True)])
     return list_ndcg(data.lists, np.einsum("qdh,qh->qd", data.lists.scores, chosen)[..., None])[:, 0]
 
 
@@ -683,14 +684,14 @@ def test_a_random_rule_is_not_learnt(labels):
 def test_the_list_itself_can_tell_which_heads_to_take():
     """One of the four numbers says which of the two heads is right; the query says nothing."""
 
-    def told(data):
+    def make_data(data):
         generator = np.random.default_rng(len(data.states))
         evidence = generator.normal(size=(len(data.states), 8, 4))
         right = (data.lists.scores * data.lists.gains[..., None]).sum(axis=1) > 4
         evidence[:, :, 1] = 5 * right + 20
         return RoutingData(data.states, data.lists, evidence, data.targets)
 
-    data, valid, test = (told(planted(seed, count, rule=False)) for seed, count in ((6, 300), (7, 100), (8, 200)))
+    data, valid, test = (make_data(planted(seed, count, rule=False)) for seed, count in ((6, 300), (7, 100), (8, 200)))
     weights, _ = train(with_labels(data), valid, LEARNT, RouterTraining(epochs=40, learning_rate=3e-2))
     assert set(EVIDENCE_NAMES) <= set(weights)
     quality = routed(weights, test).mean()
@@ -723,7 +724,7 @@ def test_torchs_own_random_numbers_are_left_alone():
 
 
 def by_chance(share, count=200):
-    """Labels that no query foretells, for so large a share of the heads."""
+    """Labels that no query predicts, for this share of the heads."""
     data = planted(9, count)
     targets = (np.random.default_rng(0).random((count, 8)) < share).astype(float)
     return RoutingData(data.states, data.lists, None, targets)
@@ -779,10 +780,10 @@ def test_a_ranking_loss_can_stand_beside_the_labels():
 
 def test_the_ranking_loss_takes_lists_of_unlike_lengths():
     data = planted(10, 30)
-    there = np.ones_like(data.lists.there)
+    there = np.ones_like(data.lists.mask)
     there[::2, 8:] = False
     gains = np.where(there, data.lists.gains, 0)
-    lists = PaddedLists(data.lists.scores * there[..., None], gains, there, own_ideal(gains))
+    lists = PaddedLists(data.lists.scores * there[..., None], gains, there, candidates_ideal(gains))
     data = with_labels(RoutingData(data.states, lists))
     weights, report = train(data, VALID, LEARNT, RouterTraining(epochs=3, ranking=1.0))
     assert np.isfinite(report.to_numpy()).all()
@@ -826,19 +827,19 @@ def test_without_epochs_a_router_follows_the_labels_frequencies():
 
 @pytest.mark.parametrize("evidence", [False, True])
 def test_logits_are_weights_whatever_else_is_chosen_by(evidence):
-    state, told = some_inputs(3)
-    told = told if evidence else None
+    state, features = some_inputs(3)
+    features = features if evidence else None
     for choice in ({}, {"threshold": 1.0, "max_heads": 1}, {"unsure": 1.0}, {"static_heads": 2}):
         router = some_router(evidence, weighting="logit", **choice)
         assert router.standardises
-        weights = router.route(state, told)
-        np.testing.assert_array_equal(weights, router.logits(state, told))
-        np.testing.assert_allclose(1 / (1 + np.exp(-weights)), router.probabilities(state, told), atol=1e-12)
+        weights = router.route(state, features)
+        np.testing.assert_array_equal(weights, router.logits(state, features))
+        np.testing.assert_allclose(1 / (1 + np.exp(-weights)), router.probabilities(state, features), atol=1e-12)
         assert weights.min() < 0
     even = router.with_selection(Selection())
     assert not even.standardises
-    assert set(even.route(state, told)) <= {0.0, 1.0}
-    np.testing.assert_array_equal(even.with_selection(router.selection).route(state, told), weights)
+    assert set(even.route(state, features)) <= {0.0, 1.0}
+    np.testing.assert_array_equal(even.with_selection(router.selection).route(state, features), weights)
 
 
 def test_saved_weights_are_the_same(tmp_path):
@@ -863,7 +864,7 @@ def signed_lists(seed, count=200, documents=8):
     scores[:, :, 0] = 1e-4 * (gains * 2 + shared)
     scores[:, :, 2] = 1e-2 * shared
     states = generator.normal(size=(count, HIDDEN)).astype(np.float32)
-    lists = PaddedLists(scores, gains, np.ones_like(gains, dtype=bool), own_ideal(gains))
+    lists = PaddedLists(scores, gains, np.ones_like(gains, dtype=bool), candidates_ideal(gains))
     return RoutingData(states, lists, None, np.zeros((count, 8)))
 
 
@@ -893,17 +894,17 @@ def test_a_logit_may_be_a_negative_weight():
 def test_weights_are_learnt_beside_the_first_stages_score():
     """A first stage that is right half the time: what is learnt is how far to trust it."""
 
-    def told(seed, strength):
+    def make_data(seed, strength):
         data = signed_lists(seed)
         generator = np.random.default_rng(seed + 100)
         first = strength * data.lists.gains + generator.normal(size=data.lists.gains.shape)
-        return replace(data, first_stage=standardised_lists(first, data.lists.there))
+        return replace(data, first_stage=standardised_lists(first, data.lists.mask))
 
     sums = {}
     for strength in (0.0, 4.0):
-        weights, report = train(told(0, strength), told(1, strength), LOGITS, ON_RANKING)
+        weights, report = train(make_data(0, strength), make_data(1, strength), LOGITS, ON_RANKING)
         sums[strength] = abs(weights["bias"][0])
-        lists = told(1, strength)
+        lists = make_data(1, strength)
         by_heads = np.einsum("qdh,qh->qd", lists.lists.standardised().scores, np.stack([
             HeadRouter.of(POOL, weights, state=QueryState(0), selection=LOGITS).route(state)
             for state in lists.states
@@ -914,15 +915,15 @@ def test_weights_are_learnt_beside_the_first_stages_score():
 
 
 def test_evidence_is_weighed_beside_the_first_stages_score():
-    def told(seed):
+    def make_data(seed):
         data = signed_lists(seed)
         generator = np.random.default_rng(seed + 100)
         evidence = generator.normal(size=(len(data.states), 8, 4))
         evidence[:, :, 2] += 0.3 * np.einsum("qdh,qd->qh", data.lists.standardised().scores, data.lists.gains)
         first = 4 * data.lists.gains + generator.normal(size=data.lists.gains.shape)
-        return replace(data, evidence=evidence, first_stage=standardised_lists(first, data.lists.there))
+        return replace(data, evidence=evidence, first_stage=standardised_lists(first, data.lists.mask))
 
-    data, test = told(0), told(1)
+    data, test = make_data(0), make_data(1)
     weights, report = train(data, test, LOGITS, ON_RANKING)
     assert abs(weights["evidence_weights"][2]) > 3 * np.abs(weights["evidence_weights"][[0, 1, 3]]).max()
     router = HeadRouter.of(POOL, weights, state=QueryState(0), selection=LOGITS)
@@ -947,7 +948,7 @@ def test_padding_has_no_part_in_the_ranking_loss():
     data = signed_lists(0, 30)
     scores, gains, there = (
         np.concatenate([own, np.full_like(own[:, :3], fill)], axis=1)
-        for own, fill in ((data.lists.scores, 0), (data.lists.gains, 0), (data.lists.there, False))
+        for own, fill in ((data.lists.scores, 0), (data.lists.gains, 0), (data.lists.mask, False))
     )
     padded = PaddedLists(scores, gains, there, data.lists.ideal)
     settings = replace(ON_RANKING, epochs=3)
@@ -989,12 +990,12 @@ def test_a_router_can_start_from_the_ridge_regression(size):
     log_odds = np.log(data.targets / (1 - data.targets))
     states = (data.states - weights["mean"]) / weights["deviation"]
     expected = states @ ridge_regression(states, log_odds - log_odds.mean(axis=0)) + log_odds.mean(axis=0)
-    told = np.stack([router.logits(state) for state in data.states])
+    logits = np.stack([router.logits(state) for state in data.states])
     if size == 32:
-        np.testing.assert_allclose(told, expected, atol=1e-3)
+        np.testing.assert_allclose(logits, expected, atol=1e-3)
     else:  # the best of that rank
-        assert 0.5 < np.corrcoef(told.ravel(), expected.ravel())[0, 1] < 0.99999
-    assert np.isfinite(told).all()
+        assert 0.5 < np.corrcoef(logits.ravel(), expected.ravel())[0, 1] < 0.99999
+    assert np.isfinite(logits).all()
 
 
 def test_a_planted_rule_is_learnt_from_the_ridge_regression():
@@ -1007,11 +1008,11 @@ def test_a_planted_rule_is_learnt_from_the_ridge_regression():
     ("wrong", "message"),
     [
         ({"start": "warm"}, "start is one of 'frequency', 'ridge', got 'warm'"),
-        ({"epochs": -1}, "epochs is a whole number from 0, got -1"),
-        ({"batch_size": 0}, "batch_size is a whole number from 1, got 0"),
-        ({"size": 0}, "size is a whole number from 1, got 0"),
-        ({"dropout": 1.0}, "dropout is a share below 1, got 1.0"),
-        ({"sparsity": -0.5}, "sparsity is a number from 0, got -0.5"),
+        ({"epochs": -1}, "epochs must be an integer >= 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"size": 0}, "size must be an integer >= 1, got 0"),
+        ({"dropout": 1.0}, "dropout must be below 1, got 1.0"),
+        ({"sparsity": -0.5}, "sparsity must be a number >= 0, got -0.5"),
         ({"learning_rate": float("inf")}, "learning_rate is a finite number, got inf"),
     ],
 )
@@ -1030,11 +1031,11 @@ def test_f23_settings_of_training_of_another_type_are_refused(name):
             continue
         if name == "start" and value == "3":
             continue
-        with pytest.raises(TypeError, match=f"^{name} is .*, got {re.escape(repr(value))}$"):
+        with pytest.raises(TypeError, match=f"^{name} (is|must be) .*, got {re.escape(repr(value))}$"):
             RouterTraining(**{name: value})
 
 
-def test_what_training_is_not_told_suits_how_heads_are_weighed():
+def test_defaults_of_training_depend_on_the_weighting_of_heads():
     assert RouterTraining(epochs=3).resolved(by_logits=False) == RouterTraining(epochs=3, **FOR_LABELS)
     assert RouterTraining(ridge=2.0).resolved(by_logits=True) == RouterTraining(**FOR_LOGITS | {"ridge": 2.0})
     assert FOR_LABELS.keys() == FOR_LOGITS.keys()

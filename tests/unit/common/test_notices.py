@@ -75,9 +75,9 @@ tell = INSIDE["tell"]
 
 def place_of(run):
     """Where the warning points that calling this leads to."""
-    with pytest.warns(UserWarning, match="look") as told:
+    with pytest.warns(UserWarning, match="look") as caught:
         run()
-    (own,) = (one for one in told if str(one.message) == "look")
+    (own,) = (warning for warning in caught if str(warning.message) == "look")
     return own.filename, own.lineno
 
 

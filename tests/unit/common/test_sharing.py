@@ -143,8 +143,8 @@ def test_f26_a_package_of_what_was_never_saved_needs_a_path(tmp_path):
             own.build_package()
         with pytest.raises(ArtifactError, match=r"lies in no folder: use what save\(path\) returns"):
             own.to_p2p()
-        told = {}
+        metadata = {}
         package = str(tmp_path / f"{type(own).__name__}.tar.lz4")
-        assert own.build_package(package, metadata_out=told, verbose=False) == package
-        assert told["package_hint"] == "pyterrier-routehead"
+        assert own.build_package(package, metadata_out=metadata, verbose=False) == package
+        assert metadata["package_hint"] == "pyterrier-routehead"
         assert json.loads(Path(f"{package}.json").read_text())["total_size"] > 100

@@ -223,7 +223,7 @@ def test_only_the_sign_of_a_label_matters_but_for_ndcg(judged):
 
 @pytest.mark.parametrize("criterion", ALL, ids=lambda criterion: criterion.name)
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 2, 3], [-1, 0, -2], [1], [0], []], ids=str)
-def test_a_list_without_a_positive_or_without_a_negative_tells_nothing(criterion, labels):
+def test_a_list_without_a_positive_or_without_a_negative_is_uninformative(criterion, labels):
     assert criterion(np.ones((len(labels), 2)), np.array(labels, dtype=int)) is None
 
 
@@ -242,7 +242,7 @@ def test_lists_floats_and_booleans_do_as_well(criterion):
 )
 def test_wrong_shapes_are_refused(scores, labels):
     for criterion in ALL:
-        with pytest.raises(ValueError, match=r"scores are \[documents, heads\], labels \[documents\]; got"):
+        with pytest.raises(ValueError, match=r"scores must be \[documents, heads\], labels \[documents\]; got"):
             criterion(np.ones(scores), np.ones(labels))
 
 
@@ -262,7 +262,7 @@ def test_f23_a_temperature_is_a_number(temperature):
 
 @pytest.mark.parametrize("criterion", [3, None, ["mrr"], {"mrr": 1}, np.ndarray])
 def test_f23_a_criterion_is_a_name_or_a_criterion(criterion):
-    with pytest.raises(TypeError, match="criterion is the name of one or a Criterion, got"):
+    with pytest.raises(TypeError, match="criterion must be the name of a criterion or a Criterion, got"):
         get_criterion(criterion)
 
 

@@ -242,7 +242,7 @@ def test_one_group_is_never_torn_apart():
 
 @pytest.mark.parametrize("share", [0, 1, 0.0, 1.0, -0.5, 1.5, 30, float("nan")])
 def test_a_share_lies_between_0_and_1(share):
-    with pytest.raises(ValueError, match="share lies between 0 and 1, got"):
+    with pytest.raises(ValueError, match="share must be between 0 and 1, got"):
         split_by_group(topics_of("a", "b"), qrels_of("1 x"), share, 0)
 
 

@@ -1,4 +1,4 @@
-"""Pseudo labels: the recipes, halves of lists, and what labels are worth on the half that they have not seen."""
+"""Pseudo labels: the recipes, halves of lists, and their quality on the unseen half."""
 
 import numpy as np
 import pandas as pd
@@ -6,8 +6,8 @@ import pytest
 
 from pyterrier_routehead import Head
 from pyterrier_routehead.routing.labels import (
+    DEFAULT_RELIABILITY,
     RECIPES,
-    UNKNOWN,
     half_list_quality,
     halves,
     head_utility,
@@ -149,7 +149,7 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones():
 
 @pytest.mark.parametrize("wrong", [5, None, ["search"], {"search": 1}], ids=repr)
 def test_f23_a_recipe_is_a_name_or_a_function(wrong):
-    message = r"^labels are the name of a recipe \(search, search\+prior, shrunk, utility\) or a function, got "
+    message = r"^labels must be the name of a recipe \(search, search\+prior, shrunk, utility\) or a function, got "
     with pytest.raises(TypeError, match=message):
         make_labels(wrong, SPECIFIC, 2)
 
@@ -177,20 +177,20 @@ def test_halves_share_no_candidate_and_are_whole_together(seed):
     one, other = halves(lists, seed)
     kept = lists[np.array([0, 3, 5])]
     assert len(one) == len(other) == 3
-    assert not (one.there & other.there).any()
-    assert ((one.there | other.there) == kept.there).all()
+    assert not (one.mask & other.mask).any()
+    assert ((one.mask | other.mask) == kept.mask).all()
     for name in ("scores", "gains"):
         np.testing.assert_array_equal(getattr(one, name) + getattr(other, name), getattr(kept, name))
     for half in (one, other):
-        assert (half.scores[~half.there] == 0).all()
-        assert (half.gains[~half.there] == 0).all()
+        assert (half.scores[~half.mask] == 0).all()
+        assert (half.gains[~half.mask] == 0).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_halves_have_relevant_documents_and_others_evenly(seed):
     for lists in (uneven_lists(), SPECIFIC):
         one, other = halves(lists, seed)
-        for kind in (lambda half: half.gains > 0, lambda half: (half.gains <= 0) & half.there):
+        for kind in (lambda half: half.gains > 0, lambda half: (half.gains <= 0) & half.mask):
             counts = [kind(half).sum(axis=1) for half in (one, other)]
             assert (np.abs(counts[0] - counts[1]) <= 1).all()
             assert (counts[0] >= 1).all()
@@ -198,10 +198,10 @@ def test_halves_have_relevant_documents_and_others_evenly(seed):
 
 
 def test_halves_are_dealt_at_random_by_the_seed():
-    deals = [halves(SPECIFIC, seed)[0].there for seed in (0, 0, 1)]
+    deals = [halves(SPECIFIC, seed)[0].mask for seed in (0, 0, 1)]
     assert (deals[0] == deals[1]).all()
     assert (deals[0] != deals[2]).any()
-    shares = np.mean([halves(SPECIFIC, seed)[0].there for seed in range(60)], axis=0)
+    shares = np.mean([halves(SPECIFIC, seed)[0].mask for seed in range(60)], axis=0)
     assert shares.min() > 0.1
     assert shares.max() < 0.9
 
@@ -209,11 +209,11 @@ def test_halves_are_dealt_at_random_by_the_seed():
 def test_lists_that_cannot_be_halved_leave_nothing():
     lists = uneven_lists()[np.array([1, 2, 4])]
     assert [len(half) for half in halves(lists, 0)] == [0, 0]
-    assert reliability(lists) == UNKNOWN
+    assert reliability(lists) == DEFAULT_RELIABILITY
     assert make_labels("shrunk", lists, 2).targets.sum(axis=1).tolist() == [2, 2, 2]
 
 
-# What labels are worth
+# Quality on half lists
 
 
 def test_utility_is_the_smooth_criterion_of_each_head_alone():
@@ -257,7 +257,7 @@ def test_labels_beat_static_ones_on_unseen_halves_where_lists_have_heads_of_thei
 
 @pytest.mark.parametrize("recipe", ["shrunk", "search", "search+prior"])
 def test_labels_do_not_beat_static_ones_on_noise(recipe):
-    """A search ranks the half that it has seen very well all the same."""
+    """A search ranks the half that it has seen very well anyway."""
     assert half_list_quality(recipe, NOISE, 2) < half_list_quality(static, NOISE, 2) + 0.02
     seen = halves(NOISE, 0)[0]
     if recipe == "search":

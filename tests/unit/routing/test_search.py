@@ -91,8 +91,8 @@ def test_ndcg_is_ir_measures():
             run.append(pd.DataFrame({"query_id": str(i), "doc_id": docs, "score": own[:, head]}))
             qrels.append(pd.DataFrame({"query_id": str(i), "doc_id": docs, "relevance": label.astype(int)}))
         measure = ir_measures.nDCG @ 10
-        told = {m.query_id: m.value for m in ir_measures.iter_calc([measure], pd.concat(qrels), pd.concat(run))}
-        np.testing.assert_allclose(values[:, head], [told[str(i)] for i in range(30)], atol=1e-9)
+        by_query = {m.query_id: m.value for m in ir_measures.iter_calc([measure], pd.concat(qrels), pd.concat(run))}
+        np.testing.assert_allclose(values[:, head], [by_query[str(i)] for i in range(30)], atol=1e-9)
 
 
 def test_ties_keep_the_order_of_the_rows():
@@ -119,14 +119,14 @@ def test_the_ideal_ranking_may_have_documents_that_are_in_no_list():
     part = whole[np.array([3, 1])].heads(np.array([2]))
     np.testing.assert_array_equal(part.ideal, whole.ideal[[3, 1]])
     np.testing.assert_array_equal(whole.standardised().ideal, whole.ideal)
-    first = np.arange(whole.there.shape[1])[None] < 2  # of some documents, the best ranking is that of those
+    first = np.arange(whole.mask.shape[1])[None] < 2  # of some documents, the best ranking is that of those
     expected = PaddedLists.of([own[:2] for own in scores], [own[:2] for own in labels]).ideal
     np.testing.assert_allclose(whole.documents(np.repeat(first, 10, axis=0)).ideal, expected)
 
 
 def test_measures_are_plain_loops():
     scores, labels = random_lists(1, 25, 5)
-    scores[0][:, 1] = 3.0  # a head that tells nothing
+    scores[0][:, 1] = 3.0  # an uninformative head
     lists = PaddedLists.of(scores, labels)
     for measure, plain in ((list_ndcg, plain_ndcg), (log_probability, plain_log_probability)):
         expected = [
@@ -166,7 +166,7 @@ def test_lists_are_padded_to_the_longest():
     scores, labels = [np.ones((2, 3)), np.ones((4, 3))], [np.array([-2.0, 1]), np.array([0.0, 3, 0, 0])]
     lists = PaddedLists.of(scores, labels)
     assert lists.scores.shape == (2, 4, 3)
-    assert lists.there.tolist() == [[True, True, False, False], [True] * 4]
+    assert lists.mask.tolist() == [[True, True, False, False], [True] * 4]
     assert lists.gains.tolist() == [[0, 1, 0, 0], [0, 3, 0, 0]]
     assert (lists.scores[0, 2:] == 0).all()
     assert len(lists) == 2
@@ -185,10 +185,10 @@ def test_lists_are_standardised_as_a_re_ranker_standardises_one():
         assert not whole.scores[i, len(own) :].any()
     assert not whole.scores[0, :, 1].any()
     assert not whole.scores[1].any()
-    np.testing.assert_allclose((whole.scores[2:] ** 2).sum(axis=1), np.tile(lists.there[2:].sum(axis=1), (5, 1)).T)
+    np.testing.assert_allclose((whole.scores[2:] ** 2).sum(axis=1), np.tile(lists.mask[2:].sum(axis=1), (5, 1)).T)
     assert whole.gains is lists.gains
-    assert whole.there is lists.there
-    one = standardised_lists(lists.scores[..., 0], lists.there)
+    assert whole.mask is lists.mask
+    one = standardised_lists(lists.scores[..., 0], lists.mask)
     np.testing.assert_allclose(one, whole.scores[..., 0], atol=1e-12)
 
 
@@ -225,7 +225,7 @@ def test_large_pools_come_near_the_best_set():
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
 def test_adding_and_exchange_mostly_find_the_best_set_of_a_small_pool(smooth, monkeypatch):
     """What large pools are searched by, on pools so small that brute force says what there is to be found."""
-    monkeypatch.setattr(search, "_FEW", 0)
+    monkeypatch.setattr(search, "_MAX_EXHAUSTIVE", 0)
     scores, labels = random_lists(13, 60, 8, documents=(8, 16))
     scores = [own / own.std(axis=0) for own in scores]
     one, three = (search_sets(PaddedLists.of(scores, labels), most, smooth=smooth) for most in (1, 3))
@@ -277,7 +277,7 @@ def test_a_set_has_from_one_to_most_heads(heads, most):
 
 
 def test_the_smaller_of_equal_sets_wins_in_a_small_pool():
-    """Three heads with the same scores, and one that tells nothing: sets of them are equal."""
+    """Three heads with the same scores, and an uninformative one: sets of them are equal."""
     labels = [np.array([0.0, 1, 0, 0])]
     same = np.array([1.0, 5, 2, 3])
     scores = [np.stack([same, np.ones(4), same, same], axis=1)]
