@@ -185,8 +185,9 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
         known = {shard.folder.name for shard in view.shards}
         writer: ShardWriter | None = None
         complete = True
+        at_once = max(1, min(_TOKENS_AT_ONCE // self._settings.max_doc_tokens, self._shard_documents))
         try:
-            for part in _parts(self._new(documents, view), self._settings.max_doc_tokens):
+            for part in _some(self._new(documents, view), at_once):
                 blocks = builder.documents([document.candidate for document in part])
                 rows: dict[KeyHead, list[np.ndarray]] = {
                     key_head: [np.empty(0)] * len(part) for key_head in description.dims
@@ -350,7 +351,3 @@ def _some(items: Iterator[_Document], count: int) -> Iterator[list[_Document]]:
     if found:
         yield found
 
-
-def _parts(documents: Iterator[_Document], max_doc_tokens: int) -> Iterator[list[_Document]]:
-    """Documents that are encoded at once, by the tokens that they take at most."""
-    return _some(documents, max(1, _TOKENS_AT_ONCE // max_doc_tokens))

@@ -97,7 +97,9 @@ class ShardWriter:
             file.close()
         documents = np.concatenate(self._documents)
         np.save(self._scratch / _DOCUMENTS, documents)
-        npids.Lookup.build(self.docnos, str(self._scratch / _DOCNOS), return_self=False)
+        # npids cannot look a docno up where it is the only one.
+        docnos = self.docnos if len(self.docnos) > 1 else [*self.docnos, f"not {self.docnos[0]}"]
+        npids.Lookup.build(docnos, str(self._scratch / _DOCNOS), return_self=False)
         name = f"{number:06d}-{uuid.uuid4().hex[:8]}"
         checksums = {_file(key_head): value for key_head, value in self._checksums.items()}
         for file_name in (_DOCUMENTS, _DOCNOS):
@@ -158,6 +160,8 @@ class Shard:
             if self._about.sizes[_file(key_head)] != self._about.tokens * row_dtype(description.dtype, dim).itemsize:
                 raise ArtifactError(f"{folder / _file(key_head)} does not hold {self._about.tokens} keys")
         with readable(str(folder / _DOCUMENTS), "list of documents"):
+            if _crc(folder / _DOCUMENTS) != self._about.checksums[_DOCUMENTS]:
+                raise ValueError("its checksum differs")
             self.documents: np.ndarray = np.load(folder / _DOCUMENTS, allow_pickle=False)
             if self.documents.dtype != DOCUMENT or self.documents.shape != (self._about.documents,):
                 raise ValueError("it lists other documents")
@@ -174,21 +178,25 @@ class Shard:
         """Bytes on disk."""
         return sum(self._about.sizes.values())
 
+    @property
+    def docnos(self) -> list[str]:
+        """The docnos, in order."""
+        return list(self._lookup)[: len(self)]
+
+    def find(self, docnos: Sequence[str]) -> np.ndarray:
+        """The number of each document in the shard, int64; -1 for one that is not there."""
+        numbers = np.asarray(self._lookup.inv[list(docnos)], dtype=np.int64)
+        return np.where(numbers < len(self), numbers, -1)
+
     @cached_property
-    def docnos(self) -> Any:
-        """The docnos, an ``npids.Lookup``."""
+    def _lookup(self) -> Any:
         import npids
 
-        with readable(str(self.folder / _DOCNOS), "list of docnos"):
-            try:
-                found = npids.Lookup(str(self.folder / _DOCNOS))
-            except OSError:
-                raise
-            except Exception as error:
-                raise ValueError(str(error)) from None
-            if len(found) != len(self):
-                raise ValueError(f"it has {len(found)} docnos for {len(self)} documents")
-        return found
+        file = self.folder / _DOCNOS
+        with readable(str(file), "list of docnos"):
+            if _crc(file) != self._about.checksums[_DOCNOS]:
+                raise ValueError("its checksum differs")
+            return npids.Lookup(str(file))
 
     def rows(self, key_head: KeyHead) -> np.ndarray:
         """The rows of all tokens, mapped into memory."""

@@ -47,7 +47,7 @@ class IndexView:
         for shard, start in zip(self.shards, self._starts, strict=False):
             if not len(missing):
                 break
-            numbers = np.asarray(shard.docnos.inv[[docnos[int(i)] for i in missing]], dtype=np.int64)
+            numbers = shard.find([docnos[int(i)] for i in missing])
             there = numbers >= 0
             found[missing[there]] = numbers[there] + start
             missing = missing[~there]

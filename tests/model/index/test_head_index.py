@@ -54,7 +54,7 @@ def without_text(of: pd.DataFrame = FRAME) -> pd.DataFrame:
     return of.drop(columns="text")
 
 
-def assert_ranks_alike(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float = 1e-3):
+def assert_ranks_alike(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float = 3e-3):
     largest = expected["score"].abs().max()
     np.testing.assert_allclose(found["score"], expected["score"], rtol=0, atol=tolerance * largest)
 
@@ -128,7 +128,7 @@ def test_some_of_its_heads_can_rank(complete, index, llm):
     for heads in ("2-3", "1-0,0-2"):
         of_all = StaticHeadReranker(heads, llm=llm, index=complete)(without_text())
         of_some = StaticHeadReranker(heads, llm=llm, index=index)(without_text())
-        assert_ranks_alike(of_all, of_some, 1e-6)
+        assert_ranks_alike(of_all, of_some, 1e-5)
 
 
 def test_the_model_is_found_by_name(llm, tmp_path):
@@ -137,7 +137,7 @@ def test_the_model_is_found_by_name(llm, tmp_path):
     llm.model.save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     index = HeadIndex(tmp_path / "i").indexer(HEADS, llm=str(tmp_path / "model")).index(corpus())
-    expected = StaticHeadReranker(HEADS, llm=llm, index=index)(without_text())
+    expected = StaticHeadReranker(HEADS, llm=str(tmp_path / "model"), index=index)(without_text())
     pd.testing.assert_frame_equal(StaticHeadReranker(HEADS, index=str(index.path))(without_text()), expected)
 
 
@@ -145,16 +145,16 @@ def test_batches_and_neighbours_change_nothing(complete, llm):
     reranker = StaticHeadReranker(HEADS, llm=llm, index=complete)
     together = reranker(without_text())
     for qid, alone in without_text().groupby("qid"):
-        assert_ranks_alike(reranker(alone), together[together["qid"] == qid], 1e-6)
+        assert_ranks_alike(reranker(alone), together[together["qid"] == qid], 1e-5)
     shuffled = reranker(without_text().sample(frac=1, random_state=3)).sort_index()
-    assert_ranks_alike(shuffled, together, 1e-6)
+    assert_ranks_alike(shuffled, together, 1e-5)
 
 
 def test_a_list_of_a_shard_or_of_several(complete, llm, tmp_path):
     assert len(complete.view().shards) == 3
     one = HeadIndex(tmp_path / "one").indexer("all", llm=llm, dtype="float16").index(corpus())
     found = StaticHeadReranker(HEADS, llm=llm, index=complete)(without_text())
-    assert_ranks_alike(found, StaticHeadReranker(HEADS, llm=llm, index=one)(without_text()), 1e-6)
+    assert_ranks_alike(found, StaticHeadReranker(HEADS, llm=llm, index=one)(without_text()), 1e-5)
 
 
 def test_few_logits_at_a_time_change_nothing(complete, llm, monkeypatch):
@@ -163,9 +163,9 @@ def test_few_logits_at_a_time_change_nothing(complete, llm, monkeypatch):
     expected = StaticHeadReranker(HEADS, llm=llm, index=complete)(without_text())
     monkeypatch.setattr(late, "_LOGITS_AT_A_TIME_ON_CPU", 1)
     in_pieces = StaticHeadReranker(HEADS, llm=llm, index=complete)(without_text())
-    assert_ranks_alike(in_pieces, expected, 1e-6)
+    assert_ranks_alike(in_pieces, expected, 1e-5)
     monkeypatch.setattr(late, "_LOGITS_KEPT", 1)  # made twice
-    assert_ranks_alike(StaticHeadReranker(HEADS, llm=llm, index=complete)(without_text()), expected, 1e-6)
+    assert_ranks_alike(StaticHeadReranker(HEADS, llm=llm, index=complete)(without_text()), expected, 1e-5)
 
 
 def test_a_scorer_reads_from_it_too(index, llm):
@@ -180,7 +180,7 @@ def test_a_scorer_reads_from_it_too(index, llm):
     assert reading.heads == index.heads
     assert reading.settings == expected["head_reading"].iloc[0].settings
     ranked = StaticHeadReranker("2-3")(found)
-    assert_ranks_alike(ranked, StaticHeadReranker("2-3", llm=llm, index=index)(without_text()), 1e-6)
+    assert_ranks_alike(ranked, StaticHeadReranker("2-3", llm=llm, index=index)(without_text()), 1e-5)
 
 
 def test_depth_and_the_rest(index, llm):
@@ -263,7 +263,8 @@ def test_titles_are_part_of_the_text(llm, tmp_path):
     index = HeadIndex(tmp_path / "i").indexer(HEADS, llm=llm, dtype="float16").index(documents)
     assert index.description.titles
     reranker = StaticHeadReranker(HEADS, llm=llm, index=index)
-    assert_ranks_alike(reranker(without_text()), StaticHeadReranker(HEADS, llm=llm, document_attention="late")(with_titles))
+    expected = StaticHeadReranker(HEADS, llm=llm, document_attention="late")(with_titles)
+    assert_ranks_alike(reranker(without_text()), expected)
     reranker(FRAME)  # without the titles nothing can be compared
     with pytest.raises(ValueError, match="document 'q1-d0': its text in the frame"):
         reranker(with_titles.assign(title="another"))
@@ -339,7 +340,7 @@ def test_what_contradicts_an_index_is_not_appended(index, llm, tmp_path):
             copy.indexer(HEADS, **{"llm": llm, "dtype": "float16", **options}).index(corpus())
     with pytest.raises(MismatchError, match="is for the heads 1-0, 2-3, 0-2, 2-2, not 1-0"):
         copy.indexer("1-0", llm=llm, dtype="float16").index(corpus())
-    with pytest.raises(ValueError, match="document 'q1-d0' is in HeadIndex.* already, with another text"):
+    with pytest.raises(ValueError, match=r"document 'q1-d0' is in HeadIndex.* already, with another text"):
         copy.indexer(HEADS, llm=llm, dtype="float16").index([{"docno": "q1-d0", "text": "something else"}])
     assert copy.docnos == index.docnos
 
@@ -400,11 +401,11 @@ def test_merging(index, llm, tmp_path):
     merged = HeadIndex.merge(tmp_path / "merged", parts)
     assert merged.docnos == index.docnos
     assert merged.check() == 8
-    keys = [next((i.path / "shards").rglob("0-1.keys")) for i in (parts[0], merged)]
+    keys = [min(i.shards.rglob("0-1.keys")) for i in (parts[0], merged)]
     assert keys[0].samefile(keys[1])  # a link, no copy
     expected = StaticHeadReranker(HEADS, llm=llm, index=index)(without_text())
-    assert_ranks_alike(StaticHeadReranker(HEADS, llm=llm, index=merged)(without_text()), expected, 1e-6)
-    with pytest.raises(ValueError, match="document 'q1-d0' is in HeadIndex.*part0.* and in HeadIndex.*index"):
+    assert_ranks_alike(StaticHeadReranker(HEADS, llm=llm, index=merged)(without_text()), expected, 1e-5)
+    with pytest.raises(ValueError, match=r"document 'q1-d0' is in HeadIndex.*part0.* and in HeadIndex.*index"):
         HeadIndex.merge(tmp_path / "again", [parts[0], index])
     with pytest.raises(FileExistsError):
         HeadIndex.merge(tmp_path / "merged", parts)
@@ -456,7 +457,7 @@ def garble_docnos(shard):
         (remove, "2-1.keys cannot be read"),
         (rename, "000009-00000000 is the shard 000000-.*: shards were swapped or renamed"),
         (garble, "shard.json is no readable shard of a head index"),
-        (garble_docnos, "docnos.npids is no readable list of docnos"),
+        (garble_docnos, "docnos.npids is no readable list of docnos: its checksum differs"),
     ],
 )
 def test_damage_is_named_when_it_is_met(index, llm, tmp_path, damage, message):
@@ -469,7 +470,7 @@ def test_damage_is_named_when_it_is_met(index, llm, tmp_path, damage, message):
 def test_check_finds_a_flipped_bit(llm, tmp_path):
     copy = HeadIndex(tmp_path / "i").indexer(HEADS, llm=llm).index(corpus())
     flip(shard_of(copy))
-    with pytest.raises(ArtifactError, match="0-1.keys is damaged"):
+    with pytest.raises(ArtifactError, match=r"0-1\.keys is damaged"):
         copy.check()
 
 

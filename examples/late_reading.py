@@ -1,0 +1,299 @@
+"""Late reading from an index: heads, sizes, rankings of up to 1,000 candidates, and what coarse keys cost.
+
+    python examples/late_reading.py
+
+SmolLM2-135M-Instruct (GGUF). The keys of all heads of three collections are indexed once (int8), in PyTerrier's home;
+heads are then found on all clean training queries of SciFact and NFCorpus, k, temperature and calibration chosen on
+their validation queries, and everything is tested on SciFact, NFCorpus and Vaswani at depths 20, 100 and 1,000. An
+interrupted run goes on where it stopped. Steps: ``index`` (about a quarter of an hour a collection on two cores),
+``detect``, ``route``, ``test``, ``keys`` (int8 against float16 and the text), ``tables``; ``ship`` makes the head sets
+and the router that come with the package, from SciFact alone.
+"""
+
+import argparse
+import shutil
+import time
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from scipy import stats
+
+from pyterrier_routehead import (
+    AttentionHeadScorer,
+    CoReHeadReranker,
+    FrozenLLM,
+    HeadIndex,
+    HeadRouter,
+    HeadSet,
+    ICRReranker,
+    QRHeadReranker,
+    RouteHeadReranker,
+    RouterTraining,
+    StaticHeadReranker,
+)
+from pyterrier_routehead.model.default import packaged_gguf
+from testbed import COLLECTIONS, MEASURES, NFCORPUS, SCIFACT, SHARED, Collection, clean_splits, is_chosen, whole_table
+
+RESULTS = Path(__file__).parent / "results" / "late_reading"
+BUNDLED = Path(__file__).parent.parent / "pyterrier_routehead" / "bundled"
+KS = [4, 8, 16]
+TEMPERATURES = [0.1, 0.01, 0.001]
+DEPTHS = (20, 100, 1000)
+
+
+def index_of(collection: Collection, llm: FrozenLLM, dtype: str = "int8", heads: object = "all") -> HeadIndex:
+    """The collection's index, made if it is not complete yet."""
+    kind = "all" if isinstance(heads, str) else f"{len(heads)}heads"
+    path = Path(pt.io.pyterrier_home()) / "routehead" / "indices" / f"{collection.name.lower()}-{kind}-{dtype}.heads"
+    indexer = HeadIndex(path).indexer(
+        heads, llm=llm, dtype=dtype, title_field=collection.title_field, shard_documents=1024, verbose=True
+    )
+    corpus = pt.get_dataset(collection.test)
+    if (index := HeadIndex(path)).exists and len(index) == corpus.get_corpus_iter(verbose=False).__len__():
+        return index
+    return indexer.index(corpus.get_corpus_iter(verbose=False))
+
+
+def judged(part: int, llm: FrozenLLM, scorer_options: dict) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """Scored candidates (top 20) and qrels of all training (part 0) or validation (1) queries, by collection."""
+    read = {}
+    for name, queries in clean_splits().items():
+        own = queries[part]
+        frame = own.candidates(20, len(own.topics), telling_only=True)
+        index = index_of(own.collection, llm)
+        scorer = AttentionHeadScorer(llm=llm, index=index, raw=True, verbose=True, **scorer_options)
+        read[name] = scorer(frame), own.qrels
+    return read
+
+
+def together(read: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Frames and qrels of several collections in one; their qids and docnos differ."""
+    frames, qrels = zip(*read.values(), strict=True)
+    return pd.concat(frames, ignore_index=True), pd.concat(qrels, ignore_index=True)
+
+
+def estimators(calibrate: bool) -> dict[str, CoReHeadReranker | QRHeadReranker]:
+    """The methods, each with the same choice of k on the same validation queries."""
+    if not calibrate:
+        return {
+            "CoRe": CoReHeadReranker(k=KS, temperature=TEMPERATURES),
+            "QR": QRHeadReranker(k=KS, criterion="qr"),
+        }
+    return {
+        "CoRe": CoReHeadReranker(k=KS, temperature=TEMPERATURES, calibrated=[False, True]),
+        "QR": QRHeadReranker(k=KS, criterion=["qr", "qr-calibrated"]),
+        "nDCG": QRHeadReranker(k=KS, criterion="ndcg@10"),
+    }
+
+
+def detect(llm: FrozenLLM) -> None:
+    """Find heads on all training queries; calibrated and raw, for the choice on validation."""
+    tried = []
+    for calibrate in (True, False):
+        options = {"calibrate": calibrate}
+        train, valid = (together(judged(part, llm, options)) for part in (0, 1))
+        for name, method in estimators(calibrate).items():
+            method.detection_data = "SciFact train and NFCorpus train (clean), all queries"
+            start = time.perf_counter()
+            method.fit(*train, *valid)
+            reading = "calibrated" if calibrate else "raw"
+            print(f"{name}, {reading}: fitted in {time.perf_counter() - start:.1f} s on {len(train[0])} rows")
+            folder = RESULTS / "heads" / reading / name
+            shutil.rmtree(folder, ignore_errors=True)
+            method.head_set_.save(folder)
+            tried.append(method.validation_.assign(method=name, scores=reading, chosen=is_chosen(method)))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    pd.concat(tried, ignore_index=True).round(4).to_csv(RESULTS / "validation.csv", index=False)
+
+
+def route(llm: FrozenLLM) -> None:
+    """Train routers on the same queries: the published form, and weights over the pool."""
+    layer = llm.num_layers // 2
+    train, valid = (together(judged(part, llm, {"hidden_layers": [layer]})) for part in (0, 1))
+    rows = []
+    for name, options in {"RouteHead": {}, "RouteHead, first stage seen": {"first_stage_weight": 1.0}}.items():
+        method = RouteHeadReranker(llm=llm, training=RouterTraining(), verbose=True, **options)
+        start = time.perf_counter()
+        method.fit(*train, *valid)
+        folder = RESULTS / "routers" / name.replace(", ", "-").replace(" ", "-")
+        shutil.rmtree(folder, ignore_errors=True)
+        method.router_.save(folder)
+        best = method.report_["held-out nDCG@10"].max()
+        rows.append({"router": name, "s": time.perf_counter() - start, "validation nDCG@10": best,
+                     "lists": len(method.labels_), "uninformative": method.left_out_})
+    pd.DataFrame(rows).round(4).to_csv(RESULTS / "routers.csv", index=False)
+
+
+def chosen_set(method: str, scores: str = "calibrated") -> HeadSet:
+    """A method's heads, with the k that validation chose."""
+    return HeadSet(RESULTS / "heads" / scores / method)
+
+
+def systems(llm: FrozenLLM, index: HeadIndex) -> dict[str, pt.Transformer]:
+    """Re-rankers from the index, without and with BM25's score."""
+    made: dict[str, pt.Transformer] = {}
+    for weight, suffix in ((0.0, ""), (1.0, " + BM25")):
+        options = {"llm": llm, "index": index, "first_stage_weight": weight, "verbose": True}
+        for method in ("CoRe", "QR", "nDCG"):
+            made[f"{method}{suffix}"] = StaticHeadReranker(chosen_set(method), **options)
+        for method in ("CoRe", "QR"):
+            made[f"{method} raw{suffix}"] = StaticHeadReranker(chosen_set(method, "raw"), calibrate=False, **options)
+        made[f"nDCG 4{suffix}"] = StaticHeadReranker(chosen_set("nDCG").top(4), **options)
+        made[f"nDCG 8{suffix}"] = StaticHeadReranker(chosen_set("nDCG").top(8), **options)
+        made[f"nDCG 16{suffix}"] = StaticHeadReranker(chosen_set("nDCG").top(16), **options)
+        router = "RouteHead-first-stage-seen" if weight else "RouteHead"
+        made[f"RouteHead{suffix}"] = RouteHeadReranker(HeadRouter(RESULTS / "routers" / router), **options)
+        made[f"ICR{suffix}"] = ICRReranker(**options)
+    return made
+
+
+def test(llm: FrozenLLM, collection: Collection, depth: int) -> None:
+    """Evaluate all systems on a collection's test queries; one value a query goes to a file."""
+    file = RESULTS / f"perquery-{collection.name}-{depth}.csv"
+    topics, qrels = collection.test_queries()
+    candidates = collection.ranking(depth)
+    first_stage = candidates(topics)
+    index = index_of(collection, llm)
+    rankers = systems(llm, index)
+    if depth > 100:  # all heads of a thousand candidates take minutes a query and rank worst at every depth
+        rankers = {name: ranker for name, ranker in rankers.items() if not name.startswith("ICR")}
+    values, seconds = [], {}
+    for name, ranker in {"BM25": pt.Transformer.identity(), **rankers}.items():
+        start = time.perf_counter()
+        ranked = ranker(first_stage)
+        seconds[name] = (time.perf_counter() - start) / len(topics)
+        own = pt.Evaluate(ranked, qrels, metrics=MEASURES, perquery=True)
+        values += [
+            {"measure": str(measure), "qid": qid, "name": name, "value": value}
+            for qid, by_measure in own.items()
+            for measure, value in by_measure.items()
+        ]
+        print(f"{collection.name}, top {depth}, {name}: {1000 * seconds[name]:.0f} ms a query", flush=True)
+    whole_table(pd.DataFrame(values), ["BM25", *rankers], topics["qid"]).to_csv(file)
+    pd.Series(seconds).round(4).to_csv(file.with_name(f"seconds-{collection.name}-{depth}.csv"), header=["s a query"])
+
+
+def keys(llm: FrozenLLM) -> None:
+    """What int8 and float16 keys change: nDCG@10 of the nDCG heads, and scores against late reading of the text."""
+    rows = []
+    head_set = chosen_set("nDCG").top(8)
+    for collection in (SCIFACT, COLLECTIONS["Vaswani"]):
+        topics, qrels = collection.test_queries()
+        first_stage = (collection.first_stage(20))(topics)
+        read = {
+            dtype: StaticHeadReranker(
+                head_set, llm=llm, index=index_of(collection, llm, dtype, head_set.ranking.heads)
+            )(first_stage)
+            for dtype in ("float16", "int8")
+        }
+        start = time.perf_counter()
+        read["text"] = StaticHeadReranker(
+            head_set, llm=llm, document_attention="late", title_field=collection.title_field, verbose=True
+        )(first_stage)
+        print(f"{collection.name}: late reading of the text {time.perf_counter() - start:.0f} s")
+        expected = read["text"]["score"].to_numpy()
+        largest = first_stage.assign(score=np.abs(expected)).groupby("qid")["score"].transform("max").to_numpy()
+        for name, ranked in read.items():
+            index = index_of(collection, llm, name, head_set.ranking.heads) if name != "text" else None
+            off = np.abs(ranked["score"].to_numpy() - expected) / largest
+            rows.append({
+                "collection": collection.name, "keys": name, "queries": len(topics),
+                "nDCG@10": pt.Evaluate(ranked, qrels, metrics=[MEASURES[0]])[str(MEASURES[0])],
+                "largest difference of a score, share of the list's largest": off.max(),
+                "bytes a document": None if index is None else round(index.size_per_document),
+            })
+    pd.DataFrame(rows).round(6).to_csv(RESULTS / "keys.csv", index=False)
+
+
+def sizes(llm: FrozenLLM) -> None:
+    """Sizes of the indexes."""
+    rows = []
+    for collection in COLLECTIONS.values():
+        index = index_of(collection, llm)
+        tokens = sum(int(shard.documents["tokens"].sum()) for shard in index.view().shards)
+        key_heads = len(set(index.description.key_heads.values()))
+        rows.append({"collection": collection.name, "documents": len(index), "tokens a document": tokens / len(index),
+                     "heads": len(index.heads), "key-value heads": key_heads, "GB": index.size / 1e9,
+                     "bytes a document": index.size_per_document,
+                     "bytes a token and key-value head": index.size / tokens / key_heads})
+    pd.DataFrame(rows).round(2).to_csv(RESULTS / "sizes.csv", index=False)
+
+
+def ship(llm: FrozenLLM) -> None:
+    """Find what comes with the package: on SciFact alone, whose terms allow it."""
+    layer = llm.num_layers // 2
+    index = index_of(SCIFACT, llm)
+    scorer = AttentionHeadScorer(llm=llm, index=index, raw=True, hidden_layers=[layer], verbose=True)
+    parts = []
+    for own in clean_splits()[SCIFACT.name]:
+        parts += [scorer(own.candidates(20, len(own.topics), telling_only=True)), own.qrels]
+    data = "SciFact train (clean of test), all queries"
+    core = CoReHeadReranker(temperature=TEMPERATURES, calibrated=[False, True], detection_data=data).fit(*parts)
+    single = QRHeadReranker(criterion="ndcg@10", detection_data=data).fit(*parts)
+    router = RouteHeadReranker(llm=llm, detection_data=data).fit(*parts)
+    for found, folder in (
+        (core.head_set_, BUNDLED / "sets" / "core-late"),
+        (single.head_set_, BUNDLED / "sets" / "ndcg@10-late"),
+        (router.router_, BUNDLED / "routers" / "late"),
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        found.save(folder)
+
+
+def tables() -> None:
+    """Means, intervals and tests from the values per query."""
+    rows = []
+    for name, depth in product(COLLECTIONS, DEPTHS):
+        file = RESULTS / f"perquery-{name}-{depth}.csv"
+        if not file.exists():
+            continue
+        values = pd.read_csv(file, index_col=["measure", "qid"])
+        ndcg, reciprocal = (values.loc[str(measure)] for measure in MEASURES)
+        seconds = pd.read_csv(file.with_name(f"seconds-{name}-{depth}.csv"), index_col=0)["s a query"]
+        for system in ndcg:
+            own = ndcg[system]
+            interval = stats.bootstrap(
+                (own - ndcg["BM25"],), np.mean, n_resamples=2000, rng=0, method="percentile"
+            ).confidence_interval if system != "BM25" else None
+            rows.append({
+                "collection": name, "depth": depth, "system": system, "queries": len(own), "nDCG@10": own.mean(),
+                "RR@10": reciprocal[system].mean(), "above BM25": (own - ndcg["BM25"]).mean(),
+                "low": getattr(interval, "low", np.nan), "high": getattr(interval, "high", np.nan),
+                "p against BM25": stats.ttest_rel(own, ndcg["BM25"]).pvalue, "s a query": seconds[system],
+            })
+    table = pd.DataFrame(rows).round(4)
+    table[SHARED] = np.where(table["collection"] == NFCORPUS.name, "yes", "no")
+    table.to_csv(RESULTS / "table.csv", index=False)
+    print(table.drop(columns=[SHARED]).to_string(index=False))
+
+
+def main() -> None:
+    """Index, detect, test and print; each step can be left out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    steps = ["index", "detect", "route", "test", "keys", "sizes", "tables"]
+    parser.add_argument("--steps", nargs="+", default=steps, choices=[*steps, "ship"])
+    parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS))
+    parser.add_argument("--depths", nargs="+", type=int, default=DEPTHS)
+    parser.add_argument("--dtype", default="bfloat16", help="of the model's weights (bfloat16)")
+    args = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    llm = FrozenLLM(packaged_gguf(), dtype=args.dtype)
+    run = {
+        "index": lambda: [index_of(COLLECTIONS[name], llm) for name in args.collections],
+        "detect": lambda: detect(llm),
+        "route": lambda: route(llm),
+        "ship": lambda: ship(llm),
+        "test": lambda: [test(llm, COLLECTIONS[n], d) for d, n in product(args.depths, args.collections)],
+        "keys": lambda: keys(llm),
+        "sizes": lambda: sizes(llm),
+        "tables": tables,
+    }
+    for step in args.steps:
+        run[step]()
+
+
+if __name__ == "__main__":
+    main()
