@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..common.standard import standardised
+from ..common.standard import ATTENTION_NOISE, standardised
 from .frames import check_finite
 from .policy import Choice, HeadPolicy, QueryList
 from .sources import ScoreSource, Windows, in_batches
@@ -70,7 +70,7 @@ def combine(
     """
     if choice.standardise:
         # Such weights were trained for sums that are added to the first stage's score as they are.
-        vectors = standardised(vectors.astype(np.float64))
+        vectors = standardised(vectors.astype(np.float64), ATTENTION_NOISE)
     if choice.weights is None:
         attention: np.ndarray = vectors.sum(axis=1, dtype=np.float64)
     else:
@@ -79,7 +79,7 @@ def combine(
         return attention
     assert first_stage is not None, "a weight of the first stage asks for its scores"
     if not choice.standardise:
-        attention = standardised(attention)
+        attention = standardised(attention, ATTENTION_NOISE)
     mixed: np.ndarray = attention + first_stage_weight * standardised(first_stage)
     return mixed
 

@@ -11,6 +11,9 @@ from ..common.standard import standardised
 EVIDENCE = ("entropy", "margin", "agreement with heads", "agreement with first stage")
 """Names of the features, in order."""
 
+_LEAST_DEVIATION = 1e-3
+"""Of the mean of all heads' standard scores; below it, the heads do not agree on anything."""
+
 
 def list_evidence(vectors: np.ndarray, first_stage: np.ndarray) -> np.ndarray:
     """Four features of each head of a list.
@@ -32,7 +35,9 @@ def list_evidence(vectors: np.ndarray, first_stage: np.ndarray) -> np.ndarray:
     shares = exponentials / exponentials.sum(axis=1, keepdims=True)
     entropy = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=1) / np.log(count)
     ranked = np.sort(standard, axis=1)
-    mean_scores = standardised(standard.mean(axis=0))
+    mean = standard.mean(axis=0)
+    # Heads that contradict each other leave rounding errors of a mean, which must not be blown up to 1.
+    mean_scores = (mean - mean.mean()) / max(mean.std(), _LEAST_DEVIATION)
     standard_first_stage = standardised(first_stage)
     margin = ranked[:, -1] - ranked[:, -2]
     return np.stack(
