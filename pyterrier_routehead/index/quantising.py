@@ -44,15 +44,17 @@ def as_rows(keys: np.ndarray, dtype: str) -> np.ndarray:
     return rows
 
 
-def as_keys(rows: np.ndarray, device: "torch.device | str" = "cpu") -> "torch.Tensor":
-    """The keys, float32 [tokens, dim] on a device, of rows: they travel as they are and become numbers there."""
+def as_keys(rows: np.ndarray, dtype: str, device: "torch.device | str" = "cpu") -> "torch.Tensor":
+    """The keys, float32 [tokens, dim] on a device, of rows as bytes, uint8 [tokens, size of a row].
+
+    The bytes travel as they are and become numbers there.
+    """
     import torch
 
-    quantised = "scale" in (rows.dtype.names or ())
-    raw = torch.from_numpy(np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), rows.dtype.itemsize))
+    raw = torch.from_numpy(rows)
     if torch.device(device).type != "cpu":
         raw = raw.pin_memory().to(device, non_blocking=True)
-    if not quantised:
+    if dtype == "float16":
         return raw.view(torch.float16).float()
     scale = raw[:, :2].contiguous().view(torch.float16).float()
     return raw[:, 2:].view(torch.int8) * scale

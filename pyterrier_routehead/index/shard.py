@@ -199,12 +199,14 @@ class Shard:
             return npids.Lookup(str(file))
 
     def rows(self, key_head: KeyHead) -> np.ndarray:
-        """The rows of all tokens, mapped into memory."""
+        """The rows of all tokens as bytes, uint8 [tokens, size of a row], mapped into memory."""
         if key_head not in self._keys:
-            dtype = row_dtype(self._description.dtype, self._description.dims[key_head])
+            size = row_dtype(self._description.dtype, self._description.dims[key_head]).itemsize
             if not self._about.tokens:  # nothing can be mapped of an empty file
-                return np.empty(0, dtype)
-            self._keys[key_head] = np.memmap(self.folder / _file(key_head), dtype=dtype, mode="r")
+                return np.empty((0, size), np.uint8)
+            shape = self._about.tokens, size
+            mapped = np.memmap(self.folder / _file(key_head), dtype=np.uint8, mode="r", shape=shape)
+            self._keys[key_head] = np.asarray(mapped)  # slices of a memmap take longer
         return self._keys[key_head]
 
     def check(self) -> list[str]:

@@ -87,7 +87,7 @@ class IndexView:
                     count += ends[stop] - begins[stop]
                     stop += 1
                 rows = [self.shards[owner[i]].rows(key_head)[begins[i] : ends[i]] for i in range(start, stop)]
-                yield as_keys(np.concatenate(rows), device)
+                yield as_keys(np.concatenate(rows), self.description.dtype, device)
                 start = stop
 
         prefix = len(self.description.prefix)

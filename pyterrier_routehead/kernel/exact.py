@@ -25,7 +25,10 @@ class LogitRule:
 
     def logits(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Scaled, soft-capped dot products in fp32; query [..., rows, dim], key [..., keys, dim]."""
-        scores = query.float() @ key.float().transpose(-1, -2) * self.scaling
+        return self.capped(query.float() @ key.float().transpose(-1, -2) * self.scaling)
+
+    def capped(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scaled dot products under the soft cap, if there is one."""
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 

@@ -89,6 +89,7 @@ class TailStates:
     """What one tail brings to late attention.
 
     Attributes:
+        ids: of its tokens, all of which are read.
         positions: of its rows.
         queries: by head, fp32 [rows, dim].
         own: by head, fp32 [rows]: log-sum-exp of the logits on prefix and tail.
@@ -97,6 +98,7 @@ class TailStates:
         hidden: mean hidden state of the rows after a layer, fp32 [hidden size] per layer.
     """
 
+    ids: Sequence[int]
     positions: range
     queries: dict[Head, torch.Tensor] = field(default_factory=dict)
     own: dict[Head, torch.Tensor] = field(default_factory=dict)
@@ -132,7 +134,7 @@ class BlindTailPass:
         self.positions = [*range(len(prefix)), *(position + i for length in self.lengths for i in range(length))]
         self.hidden_layers: Collection[int] = frozenset(hidden_layers)
         self.attended: set[int] = set()
-        self.states = [TailStates(range(position, position + length)) for length in self.lengths]
+        self.states = [TailStates(tail, range(position, position + len(tail))) for tail in tails]
         self._prefix, self._gap = len(prefix), position - len(prefix)
         self._heads = _by_layer(heads)
         self.deepest = max([*self._heads, *self.hidden_layers])
@@ -245,13 +247,18 @@ def _token_attention(
     they are made twice, first for the softmax's denominator.
     """
     rule = tails[0].rules[key_head.layer]
-    lengths = [len(tail.positions) for tail in tails]
-    rows = torch.cat([tail.queries[head].to(device) for head in heads for tail in tails])
-    own = torch.cat([tail.own[head].to(device) for head in heads for tail in tails])
+    # The instruction stands before the query, so its rows are the same in both tails: they are made once.
+    common = 0 if len(tails) == 1 else _common(tails[0].ids, tails[1].ids)
+    new = [slice(0, None), slice(common, None)][: len(tails)]
+    rows = torch.cat([tail.queries[head][at].to(device) for head in heads for tail, at in zip(tails, new, strict=True)])
+    own = torch.cat([tail.own[head][at].to(device) for head in heads for tail, at in zip(tails, new, strict=True)])
+    positions = [position for tail, at in zip(tails, new, strict=True) for position in tail.positions[at]]
+    of_tail = _row_weights([len(tail.ids) for tail in tails], common, device)
+    rows = rows * rule.scaling
     at_a_time = _LOGITS_AT_A_TIME_ON_CPU if torch.device(device).type == "cpu" else _LOGITS_AT_A_TIME
     tokens = max(256, at_a_time // len(rows))
     kept = len(rows) * int(documents.lengths.sum()) <= _LOGITS_KEPT
-    hidden = _hidden_tokens(rule, [position for tail in tails for position in tail.positions], documents)
+    hidden = _hidden_tokens(rule, positions, documents)
 
     def weighed() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Exponentials [rows, tokens] of the logits less their maximum [rows], piece by piece."""
@@ -259,7 +266,7 @@ def _token_attention(
         for key in documents.pieces(key_head, tokens):
             if not len(key):
                 continue
-            logits = rule.logits(rows, key.to(device))
+            logits = rule.capped(rows @ key.to(device).float().T)
             if hidden is not None:
                 mask = hidden[:, start : start + len(key)].to(device).repeat(len(heads), 1)
                 logits.masked_fill_(mask, -torch.inf)
@@ -274,12 +281,32 @@ def _token_attention(
             pieces.append((weights, highest))
     means = [own.new_zeros(len(heads), len(tails), 0)]
     for weights, highest in pieces if kept else weighed():
-        # the sum over a tail's rows of exp(logit - total), as a product of a row with a matrix
-        share = (highest - total).exp().reshape(len(heads), -1)
-        by_head = weights.reshape(len(heads), -1, weights.shape[1])
-        parts = zip(torch.split(share, lengths, dim=1), torch.split(by_head, lengths, dim=1), strict=True)
-        means.append(torch.stack([(s[:, None] @ w)[:, 0] / s.shape[1] for s, w in parts], dim=1))
+        # mean over a tail's rows of exp(logit - total), for each head a product of [tails, rows] with [rows, tokens]
+        share = (highest - total).exp().reshape(len(heads), 1, -1) * of_tail
+        means.append(share @ weights.reshape(len(heads), -1, weights.shape[1]))
     return torch.cat(means, dim=-1)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two tails begin with alike."""
+    count = 0
+    for left, right in zip(one, other, strict=False):
+        if left != right:
+            break
+        count += 1
+    return count
+
+
+def _row_weights(lengths: Sequence[int], common: int, device: torch.device | str) -> torch.Tensor:
+    """What each row counts in each tail's mean, [tails, rows]: rows of the first tail, then what the second has new."""
+    if len(lengths) == 1:
+        return torch.full((1, lengths[0]), 1 / lengths[0], device=device)
+    first, second = lengths
+    weights = torch.zeros(2, first + second - common, device=device)
+    weights[0, :first] = 1 / first
+    weights[1, :common] = 1 / second
+    weights[1, first:] = 1 / second
+    return weights
 
 
 def _hidden_tokens(rule: LogitRule, rows: list[int], documents: DocumentKeys) -> torch.Tensor | None:
