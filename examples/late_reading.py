@@ -13,6 +13,7 @@ and the router that come with the package, from SciFact alone.
 import argparse
 import shutil
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -57,22 +58,34 @@ def index_of(collection: Collection, llm: FrozenLLM, dtype: str = "int8", heads:
     return indexer.index(corpus.get_corpus_iter(verbose=False))
 
 
-def judged(part: int, llm: FrozenLLM, scorer_options: dict) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
-    """Scored candidates (top 20) and qrels of all training (part 0) or validation (1) queries, by collection."""
-    read = {}
-    for name, queries in clean_splits().items():
-        own = queries[part]
-        frame = own.candidates(20, len(own.topics), telling_only=True)
-        index = index_of(own.collection, llm)
-        scorer = AttentionHeadScorer(llm=llm, index=index, raw=True, verbose=True, **scorer_options)
-        read[name] = scorer(frame), own.qrels
-    return read
+def judged(part: int, llm: FrozenLLM) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scored candidates (top 20) and qrels of all training (part 0) or validation (1) queries; read once a run."""
+    if part not in _JUDGED:
+        read = []
+        for queries in clean_splits().values():
+            own = queries[part]
+            frame = own.candidates(20, len(own.topics), telling_only=True)
+            scorer = AttentionHeadScorer(
+                llm=llm, index=index_of(own.collection, llm), raw=True, hidden_layers=[llm.num_layers // 2], verbose=True
+            )
+            read.append((scorer(frame), own.qrels))
+        _JUDGED[part] = tuple(pd.concat(frames, ignore_index=True) for frames in zip(*read, strict=True))
+    return _JUDGED[part]
 
 
-def together(read: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Frames and qrels of several collections in one; their qids and docnos differ."""
-    frames, qrels = zip(*read.values(), strict=True)
-    return pd.concat(frames, ignore_index=True), pd.concat(qrels, ignore_index=True)
+_JUDGED: dict[int, tuple[pd.DataFrame, pd.DataFrame]] = {}
+
+
+def uncalibrated(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame as it is read without calibration."""
+    raw = {}
+    for reading in frame["head_reading"]:
+        if id(reading) not in raw:
+            settings = replace(reading.settings, calibrate=False, token_filter="none")
+            raw[id(reading)] = replace(reading, settings=settings)
+    return frame.assign(
+        head_scores=frame["head_scores_raw"], head_reading=[raw[id(reading)] for reading in frame["head_reading"]]
+    )
 
 
 def estimators(calibrate: bool) -> dict[str, CoReHeadReranker | QRHeadReranker]:
@@ -93,8 +106,9 @@ def detect(llm: FrozenLLM) -> None:
     """Find heads on all training queries; calibrated and raw, for the choice on validation."""
     tried = []
     for calibrate in (True, False):
-        options = {"calibrate": calibrate}
-        train, valid = (together(judged(part, llm, options)) for part in (0, 1))
+        train, valid = (judged(part, llm) for part in (0, 1))
+        if not calibrate:
+            train, valid = ((uncalibrated(frame), qrels) for frame, qrels in (train, valid))
         for name, method in estimators(calibrate).items():
             method.detection_data = "SciFact train and NFCorpus train (clean), all queries"
             start = time.perf_counter()
@@ -111,8 +125,7 @@ def detect(llm: FrozenLLM) -> None:
 
 def route(llm: FrozenLLM) -> None:
     """Train routers on the same queries: the published form, and weights over the pool."""
-    layer = llm.num_layers // 2
-    train, valid = (together(judged(part, llm, {"hidden_layers": [layer]})) for part in (0, 1))
+    train, valid = (judged(part, llm) for part in (0, 1))
     rows = []
     for name, options in {"RouteHead": {}, "RouteHead, first stage seen": {"first_stage_weight": 1.0}}.items():
         method = RouteHeadReranker(llm=llm, training=RouterTraining(), verbose=True, **options)
