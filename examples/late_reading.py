@@ -65,9 +65,8 @@ def judged(part: int, llm: FrozenLLM) -> tuple[pd.DataFrame, pd.DataFrame]:
         for queries in clean_splits().values():
             own = queries[part]
             frame = own.candidates(20, len(own.topics), telling_only=True)
-            scorer = AttentionHeadScorer(
-                llm=llm, index=index_of(own.collection, llm), raw=True, hidden_layers=[llm.num_layers // 2], verbose=True
-            )
+            index, middle = index_of(own.collection, llm), llm.num_layers // 2
+            scorer = AttentionHeadScorer(llm=llm, index=index, raw=True, hidden_layers=[middle], verbose=True)
             read.append((scorer(frame), own.qrels))
         _JUDGED[part] = tuple(pd.concat(frames, ignore_index=True) for frames in zip(*read, strict=True))
     return _JUDGED[part]
