@@ -60,6 +60,9 @@ def index_of(collection: Collection, llm: FrozenLLM, dtype: str = "int8", heads:
 
 def judged(part: int, llm: FrozenLLM) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scored candidates (top 20) and qrels of all training (part 0) or validation (1) queries; read once a run."""
+    kept = Path(pt.io.pyterrier_home()) / "routehead" / f"late-judged-{part}.pkl"
+    if part not in _JUDGED and kept.exists():
+        _JUDGED[part] = pd.read_pickle(kept)
     if part not in _JUDGED:
         read = []
         for queries in clean_splits().values():
@@ -69,6 +72,7 @@ def judged(part: int, llm: FrozenLLM) -> tuple[pd.DataFrame, pd.DataFrame]:
             scorer = AttentionHeadScorer(llm=llm, index=index, raw=True, hidden_layers=[middle], verbose=True)
             read.append((scorer(frame), own.qrels))
         _JUDGED[part] = tuple(pd.concat(frames, ignore_index=True) for frames in zip(*read, strict=True))
+        pd.to_pickle(_JUDGED[part], kept)
     return _JUDGED[part]
 
 
@@ -95,8 +99,10 @@ def estimators(calibrate: bool) -> dict[str, CoReHeadReranker | QRHeadReranker]:
             "QR": QRHeadReranker(k=KS, criterion="qr"),
         }
     return {
-        "CoRe": CoReHeadReranker(k=KS, temperature=TEMPERATURES, calibrated=[False, True]),
-        "QR": QRHeadReranker(k=KS, criterion=["qr", "qr-calibrated"]),
+        "CoRe": CoReHeadReranker(k=KS, temperature=TEMPERATURES),
+        "CoRe calibrated": CoReHeadReranker(k=KS, temperature=TEMPERATURES, calibrated=True),
+        "QR": QRHeadReranker(k=KS, criterion="qr"),
+        "QR calibrated": QRHeadReranker(k=KS, criterion="qr-calibrated"),
         "nDCG": QRHeadReranker(k=KS, criterion="ndcg@10"),
     }
 
@@ -114,7 +120,7 @@ def detect(llm: FrozenLLM) -> None:
             method.fit(*train, *valid)
             reading = "calibrated" if calibrate else "raw"
             print(f"{name}, {reading}: fitted in {time.perf_counter() - start:.1f} s on {len(train[0])} rows")
-            folder = RESULTS / "heads" / reading / name
+            folder = RESULTS / "heads" / reading / name.replace(" ", "-")
             shutil.rmtree(folder, ignore_errors=True)
             method.head_set_.save(folder)
             tried.append(method.validation_.assign(method=name, scores=reading, chosen=is_chosen(method)))
@@ -141,7 +147,7 @@ def route(llm: FrozenLLM) -> None:
 
 def chosen_set(method: str, scores: str = "calibrated") -> HeadSet:
     """A method's heads, with the k that validation chose."""
-    return HeadSet(RESULTS / "heads" / scores / method)
+    return HeadSet(RESULTS / "heads" / scores / method.replace(" ", "-"))
 
 
 def systems(llm: FrozenLLM, index: HeadIndex) -> dict[str, pt.Transformer]:
@@ -149,7 +155,7 @@ def systems(llm: FrozenLLM, index: HeadIndex) -> dict[str, pt.Transformer]:
     made: dict[str, pt.Transformer] = {}
     for weight, suffix in ((0.0, ""), (1.0, " + BM25")):
         options = {"llm": llm, "index": index, "first_stage_weight": weight, "verbose": True}
-        for method in ("CoRe", "QR", "nDCG"):
+        for method in ("CoRe", "CoRe calibrated", "QR", "QR calibrated", "nDCG"):
             made[f"{method}{suffix}"] = StaticHeadReranker(chosen_set(method), **options)
         for method in ("CoRe", "QR"):
             made[f"{method} raw{suffix}"] = StaticHeadReranker(chosen_set(method, "raw"), calibrate=False, **options)
@@ -243,7 +249,11 @@ def ship(llm: FrozenLLM) -> None:
     for own in clean_splits()[SCIFACT.name]:
         parts += [scorer(own.candidates(20, len(own.topics), telling_only=True)), own.qrels]
     data = "SciFact train (clean of test), all queries"
-    core = CoReHeadReranker(temperature=TEMPERATURES, calibrated=[False, True], detection_data=data).fit(*parts)
+    cores = [
+        CoReHeadReranker(temperature=TEMPERATURES, calibrated=calibrated, detection_data=data).fit(*parts)
+        for calibrated in (False, True)
+    ]
+    core = max(cores, key=lambda method: method.validation_.loc[is_chosen(method), "nDCG@10"].item())
     single = QRHeadReranker(criterion="ndcg@10", detection_data=data).fit(*parts)
     router = RouteHeadReranker(llm=llm, detection_data=data).fit(*parts)
     for found, folder in (
