@@ -150,48 +150,54 @@ def chosen_set(method: str, scores: str = "calibrated") -> HeadSet:
     return HeadSet(RESULTS / "heads" / scores / method.replace(" ", "-"))
 
 
-def systems(llm: FrozenLLM, index: HeadIndex) -> dict[str, pt.Transformer]:
-    """Re-rankers from the index, without and with BM25's score."""
-    made: dict[str, pt.Transformer] = {}
-    for weight, suffix in ((0.0, ""), (1.0, " + BM25")):
-        options = {"llm": llm, "index": index, "first_stage_weight": weight, "verbose": True}
-        for method in ("CoRe", "CoRe calibrated", "QR", "QR calibrated", "nDCG"):
-            made[f"{method}{suffix}"] = StaticHeadReranker(chosen_set(method), **options)
-        for method in ("CoRe", "QR"):
-            made[f"{method} raw{suffix}"] = StaticHeadReranker(chosen_set(method, "raw"), calibrate=False, **options)
-        made[f"nDCG 4{suffix}"] = StaticHeadReranker(chosen_set("nDCG").top(4), **options)
-        made[f"nDCG 8{suffix}"] = StaticHeadReranker(chosen_set("nDCG").top(8), **options)
-        made[f"nDCG 16{suffix}"] = StaticHeadReranker(chosen_set("nDCG").top(16), **options)
-        router = "RouteHead-first-stage-seen" if weight else "RouteHead"
-        made[f"RouteHead{suffix}"] = RouteHeadReranker(HeadRouter(RESULTS / "routers" / router), **options)
-        made[f"ICR{suffix}"] = ICRReranker(**options)
-    return made
+def head_sets() -> dict[str, HeadSet]:
+    """Each method's heads with the k that validation chose, and single-head nDCG's for every k."""
+    chosen = {name: chosen_set(name) for name in estimators(True)}
+    return chosen | {f"nDCG {k}": chosen["nDCG"].top(k) for k in KS}
+
+
+def routers() -> dict[float, HeadRouter]:
+    """The routers by the weight that BM25's score had in their training."""
+    return {
+        weight: HeadRouter(RESULTS / "routers" / name)
+        for weight, name in ((0.0, "RouteHead"), (1.0, "RouteHead-first-stage-seen"))
+    }
 
 
 def test(llm: FrozenLLM, collection: Collection, depth: int) -> None:
-    """Evaluate all systems on a collection's test queries; one value a query goes to a file."""
-    file = RESULTS / f"perquery-{collection.name}-{depth}.csv"
+    """Evaluate all systems on a collection's test queries; one value a query goes to a file.
+
+    The heads of all systems are read from the index once a query. Of 1,000 candidates, all heads (ICR) are not read.
+    """
     topics, qrels = collection.test_queries()
-    candidates = collection.ranking(depth)
-    first_stage = candidates(topics)
+    first_stage = collection.ranking(depth)(topics)
+    sets, routed = head_sets(), routers()
+    raw_sets = {name: chosen_set(name, "raw") for name in estimators(False)}
+    heads = {head for some in (*sets.values(), *raw_sets.values()) for head in some.ranking.heads}
+    heads |= {head for router in routed.values() for head in router.pool.heads}
+    wanted = "all" if depth <= 100 else sorted(heads)
     index = index_of(collection, llm)
-    rankers = systems(llm, index)
-    if depth > 100:  # all heads of a thousand candidates take minutes a query and rank worst at every depth
-        rankers = {name: ranker for name, ranker in rankers.items() if not name.startswith("ICR")}
-    values, seconds = [], {}
-    for name, ranker in {"BM25": pt.Transformer.identity(), **rankers}.items():
-        start = time.perf_counter()
-        ranked = ranker(first_stage)
-        seconds[name] = (time.perf_counter() - start) / len(topics)
-        own = pt.Evaluate(ranked, qrels, metrics=MEASURES, perquery=True)
-        values += [
-            {"measure": str(measure), "qid": qid, "name": name, "value": value}
-            for qid, by_measure in own.items()
-            for measure, value in by_measure.items()
-        ]
-        print(f"{collection.name}, top {depth}, {name}: {1000 * seconds[name]:.0f} ms a query", flush=True)
-    whole_table(pd.DataFrame(values), ["BM25", *rankers], topics["qid"]).to_csv(file)
-    pd.Series(seconds).round(4).to_csv(file.with_name(f"seconds-{collection.name}-{depth}.csv"), header=["s a query"])
+    options = {"llm": llm, "index": index, "raw": True, "hidden_layers": [llm.num_layers // 2], "verbose": True}
+    scored = AttentionHeadScorer(wanted, **options)(first_stage)
+    raw = uncalibrated(scored)
+    rankings = {"BM25": first_stage}
+    for weight, suffix in ((0.0, ""), (1.0, " + BM25")):
+        if wanted == "all":
+            rankings[f"ICR{suffix}"] = ICRReranker(first_stage_weight=weight)(scored)
+        for name, head_set in sets.items():
+            rankings[f"{name}{suffix}"] = StaticHeadReranker(head_set, first_stage_weight=weight)(scored)
+        for name, head_set in raw_sets.items():
+            ranker = StaticHeadReranker(head_set, first_stage_weight=weight)
+            rankings[f"{name} raw{suffix}"] = ranker(raw)
+        rankings[f"RouteHead{suffix}"] = RouteHeadReranker(routed[weight], first_stage_weight=weight)(scored)
+    values = [
+        {"measure": str(measure), "qid": qid, "name": name, "value": value}
+        for name, ranked in rankings.items()
+        for qid, by_measure in pt.Evaluate(ranked, qrels, metrics=MEASURES, perquery=True).items()
+        for measure, value in by_measure.items()
+    ]
+    table = whole_table(pd.DataFrame(values), list(rankings), topics["qid"])
+    table.to_csv(RESULTS / f"perquery-{collection.name}-{depth}.csv")
 
 
 def keys(llm: FrozenLLM) -> None:
@@ -274,7 +280,6 @@ def tables() -> None:
             continue
         values = pd.read_csv(file, index_col=["measure", "qid"])
         ndcg, reciprocal = (values.loc[str(measure)] for measure in MEASURES)
-        seconds = pd.read_csv(file.with_name(f"seconds-{name}-{depth}.csv"), index_col=0)["s a query"]
         for system in ndcg:
             own = ndcg[system]
             interval = stats.bootstrap(
@@ -284,7 +289,7 @@ def tables() -> None:
                 "collection": name, "depth": depth, "system": system, "queries": len(own), "nDCG@10": own.mean(),
                 "RR@10": reciprocal[system].mean(), "above BM25": (own - ndcg["BM25"]).mean(),
                 "low": getattr(interval, "low", np.nan), "high": getattr(interval, "high", np.nan),
-                "p against BM25": stats.ttest_rel(own, ndcg["BM25"]).pvalue, "s a query": seconds[system],
+                "p against BM25": stats.ttest_rel(own, ndcg["BM25"]).pvalue,
             })
     table = pd.DataFrame(rows).round(4)
     table[SHARED] = np.where(table["collection"] == NFCORPUS.name, "yes", "no")
