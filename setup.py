@@ -43,6 +43,7 @@ setup(
             "head_set.json = pyterrier_routehead:HeadSet",
             "head_router.safetensors = pyterrier_routehead:HeadRouter",
             "head_score_store.safetensors = pyterrier_routehead:HeadScoreStore",
+            "head_index.numpy = pyterrier_routehead:HeadIndex",
         ]
     },
     zip_safe=False,
@@ -57,6 +58,7 @@ setup(
         "numpy>=1.26.4",
         "scipy>=1.11.4",
         "safetensors>=0.8",
+        "npids>=0.1.3",
         "ir_datasets>=0.5.11",
         "ir_measures>=0.4.1",
     ],

@@ -24,7 +24,6 @@ from pyterrier_routehead.model.default import packaged_gguf
 from pyterrier_routehead.model.fingerprint import shown
 from pyterrier_routehead.ranking.frames import candidate_lists, documents, query_text
 from pyterrier_routehead.reading.reader import CandidateList, ListReader
-from scifact import middle_third
 from testbed import SCIFACT
 
 PASSES = {
@@ -35,6 +34,11 @@ PASSES = {
     "list-wise, best last, fp32": (ReadingSettings(), "float32", 50),
 }
 SYSTEMS = ("ICR, filter sum", "ICR, filter head", "middle third, filter head", "middle third + BM25")
+
+
+def middle_third(num_layers: int, num_heads: int) -> list[tuple[int, int]]:
+    """All heads of the middle third of the layers: where heads that rank well tend to be, without looking for them."""
+    return [(layer, head) for layer in range(num_layers // 3, 2 * num_layers // 3) for head in range(num_heads)]
 
 
 def read_pass(frame: pd.DataFrame, settings: ReadingSettings, dtype: str, label: str) -> tuple[dict, dict]:

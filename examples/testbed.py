@@ -49,7 +49,11 @@ class Collection:
         return "title" if "title" in self.fields else None
 
     def first_stage(self, depth: int) -> pt.Transformer:
-        """BM25 (PISA: k1 0.9, b 0.4, porter2, all fields), cut at a depth, with texts; the index is built once."""
+        """BM25's candidates with their texts."""
+        return self.ranking(depth) >> pt.get_dataset(self.test).text_loader(list(self.fields))
+
+    def ranking(self, depth: int) -> pt.Transformer:
+        """BM25 (PISA: k1 0.9, b 0.4, porter2, all fields), cut at a depth, without texts; the index is built once."""
         corpus = pt.get_dataset(self.test)
         index = PisaIndex(
             str(Path(pt.io.pyterrier_home()) / "routehead" / "indices" / f"{self.name.lower()}.pisa"),
@@ -58,7 +62,7 @@ class Collection:
         )
         if not index.built():
             index.index(corpus.get_corpus_iter(verbose=False))
-        return index.bm25(k1=0.9, b=0.4, num_results=100) % depth >> corpus.text_loader(list(self.fields))
+        return index.bm25(k1=0.9, b=0.4, num_results=max(100, depth)) % depth
 
     def queries(self, part: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Topics and qrels of the test queries or, of SciFact and NFCorpus, of another part: ``train``, ``dev``."""

@@ -25,6 +25,8 @@ order of the method, and the files beside them; each imports only from those abo
 ``reading``     head scores with what they speak of, and their store
 ``detection``   which heads rank well over all queries
 ``routing``     which heads suit a query
+``registry``    head sets and routers that can be asked for by name
+``index``       keys of documents, computed once for late reading
 ``ranking``     from frames to rankings
 ``fitting``     what ``fit`` learns from judged lists
 ``plots``       heat maps and overlaps of head sets, and how training went
@@ -51,12 +53,13 @@ from .detection.criteria import CRITERIA, Criterion, core_criterion
 from .detection.head_set import Detection, HeadSet
 from .detection.published import PUBLISHED, published_heads
 from .heads import Head
+from .index.head_index import HeadIndex
 from .model.frozen import FrozenLLM
 from .plots import plot_heads, plot_overlap, plot_training
-from .ranking.registry import available, named_heads, named_router
 from .ranking.reranker import HeadReranker
 from .reading.reading import Reading, ReadingSettings
 from .reading.store import HeadScoreStore
+from .registry import available, named_heads, named_router
 from .routed import RouteHeadReranker
 from .routing.router import HeadRouter, Selection
 from .routing.settings import Extensions, RouterTraining
@@ -77,6 +80,7 @@ __all__ = [
     "Extensions",
     "FrozenLLM",
     "Head",
+    "HeadIndex",
     "HeadReranker",
     "HeadRouter",
     "HeadScoreStore",

@@ -32,8 +32,8 @@ from .fitting.judged import JudgedLists, check_calibration, check_parts, ranked_
 from .heads import HeadsLike, is_all
 from .ranking.options import Method, as_depth
 from .ranking.policy import FixedHeads, HeadPolicy, Unfitted
-from .ranking.registry import how_to_get_heads, is_bundled, named_heads
 from .ranking.reranker import HeadReranker
+from .registry import how_to_get_heads, is_bundled, named_heads
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,16 @@ from .detection.criteria import get_criterion
 from .detection.pruning import check_max_layer, within
 from .fitting.judged import JudgedList, JudgedLists, check_calibration, check_parts, ranked_heads, read_judged
 from .fitting.routers import RouterLists, learn_router
+from .index.head_index import HeadIndex
+from .kernel.patterns import PATTERNS
 from .ranking.frames import object_column, with_ranking
+from .ranking.index_source import IndexSource
 from .ranking.options import Method, as_depth
 from .ranking.policy import FixedHeads, HeadPolicy, RoutedHeads, Unfitted
-from .ranking.registry import how_to_get_heads, is_bundled, named_router
 from .ranking.reranker import HeadReranker
 from .ranking.sources import ScoreSource, TextSource
 from .reading.reading import ModelIdentity, Reading
+from .registry import how_to_get_heads, is_bundled, named_router
 from .routing.labels import Recipe, get_recipe
 from .routing.router import HeadRouter, Selection
 from .routing.settings import AS_PUBLISHED, Extensions, RouterTraining
@@ -46,7 +49,7 @@ def heads_by_router(reranker: "RouteHeadReranker", document_attention: str) -> H
     elif isinstance(router, str):
         bundled = is_bundled("route", router)
         router = named_router(router, document_attention)
-    policy = _unfitted(reranker) if router is None else _routed(router, bundled, reranker)
+    policy = _unfitted(reranker, document_attention) if router is None else _routed(router, bundled, reranker)
     settings = reranker._settings(policy)
     if not settings.aggregation.per_head:
         raise ValueError(
@@ -62,15 +65,20 @@ def _routed(router: HeadRouter, bundled: bool, reranker: "RouteHeadReranker") ->
     return RoutedHeads(router, bundled, reranker.allow_mismatch)
 
 
-def _unfitted(reranker: "RouteHeadReranker") -> HeadPolicy:
+def _unfitted(reranker: "RouteHeadReranker", document_attention: str) -> HeadPolicy:
     selection_of(reranker)  # also checks the values together
-    extensions = reranker.extensions
+    source = embedding_source(reranker.extensions, document_attention)
     return Unfitted(
         f"RouteHeadReranker has no router yet: {how_to_get_heads('route')}",
-        needs_query=extensions.source == "query",
-        needs_hidden_state=extensions.source == "tail",
-        needs_first_stage=extensions.evidence,
+        needs_query=source == "query",
+        needs_hidden_state=source == "tail",
+        needs_first_stage=reranker.extensions.evidence,
     )
+
+
+def embedding_source(extensions: Extensions, document_attention: str) -> str:
+    """By which pass queries are embedded: in late reading, the one that reads the heads has seen no document."""
+    return extensions.source or ("query" if PATTERNS[document_attention].tail_sees_documents else "tail")
 
 
 def selection_of(reranker: "RouteHeadReranker", default: Selection | None = None) -> Selection:
@@ -232,17 +240,21 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         settings = self._check()
         check_parts(topics_or_res_tr, topics_or_res_va, qrels_va)
         frames = [topics_or_res_tr] if topics_or_res_va is None else [topics_or_res_tr, topics_or_res_va]
-        if self.extensions.source == "tail" and not all("hidden_state" in frame.columns for frame in frames):
-            raise ValueError("source='tail' needs the column 'hidden_state': fit behind an AttentionHeadScorer")
+        pattern = self._pattern(topics_or_res_tr) or settings.document_attention
+        embed_by = embedding_source(self.extensions, pattern)
+        for frame in frames:
+            given = "head_scores" in frame.columns or PATTERNS[pattern].tail_sees_documents
+            if embed_by == "tail" and given and "hidden_state" not in frame.columns:
+                raise ValueError("source='tail' needs the column 'hidden_state': fit behind an AttentionHeadScorer")
         criterion = get_criterion("ndcg@10")
         check_calibration([criterion], settings)
         selection = selection_of(self)
         training = (self.training or RouterTraining()).resolved(selection.by_logits)
-        source, judged = self._judged(topics_or_res_tr, qrels_tr, "training")
+        source, judged = self._judged(topics_or_res_tr, qrels_tr, "training", embed_by)
         if topics_or_res_va is None or qrels_va is None:  # both or neither
             held_source, (held, lists) = source, self._held_out(judged.lists)
         else:
-            held_source, valid = self._judged(topics_or_res_va, qrels_va, "validation")
+            held_source, valid = self._judged(topics_or_res_va, qrels_va, "validation", embed_by)
             judged.check_like(valid)
             held, lists = valid.lists, judged.lists
         if len(lists) < 2:
@@ -256,7 +268,7 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         )
         pool = within(screened, self.max_layer).top(self.pool_size)
         columns = judged.reading.columns(pool.heads)
-        state = self._state(judged.reading.model)
+        state = self._state(judged.reading.model, embed_by)
         learnt = learn_router(
             _router_lists(lists, columns, source, state),
             _router_lists(held, columns, held_source, state),
@@ -276,19 +288,23 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         self.router_ = learnt.router
         return self
 
-    def _judged(self, frame: pd.DataFrame, qrels: pd.DataFrame, part: str) -> tuple[ScoreSource, JudgedLists]:
+    def _judged(
+        self, frame: pd.DataFrame, qrels: pd.DataFrame, part: str, embed_by: str
+    ) -> tuple[ScoreSource, JudgedLists]:
         policy = FixedHeads(
             "all",
-            needs_query=self.extensions.source == "query",
-            needs_hidden_state=self.extensions.source == "tail",
+            needs_query=embed_by == "query",
+            needs_hidden_state=embed_by == "tail",
             needs_first_stage=self.extensions.evidence,
         )
-        source = self._scores(frame, policy, by_head=True)
+        index = HeadIndex.of(self.index)
+        layers = () if index is None else (self._state(index.model, embed_by).layer,)
+        source = self._scores(frame, policy, by_head=True, hidden_layers=layers)
 
         def check(reading: Reading) -> None:
             check_calibration([get_criterion("ndcg@10")], reading.settings)
-            if isinstance(source, TextSource):  # before its lists are read
-                check_layer(self._state(reading.model).layer, source.reader.llm)
+            if isinstance(source, TextSource | IndexSource):  # before its lists are read
+                check_layer(self._state(reading.model, embed_by).layer, source.reader.llm)
 
         judged = read_judged(
             source,
@@ -303,9 +319,9 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
         )
         return source, judged
 
-    def _state(self, model: ModelIdentity) -> QueryState:
+    def _state(self, model: ModelIdentity, embed_by: str) -> QueryState:
         layer = model.num_layers // 2 if self.layer is None else self.layer
-        return QueryState(layer, self.pooling, self.extensions.source)
+        return QueryState(layer, self.pooling, embed_by)
 
     def _held_out(self, lists: Sequence[JudgedList]) -> tuple[list[JudgedList], list[JudgedList]]:
         """A random share of the training lists, held out to choose the epoch, and the others."""
@@ -319,4 +335,4 @@ def _router_lists(
 ) -> RouterLists:
     """Lists over the pool's heads, with the query embeddings."""
     pooled = [replace(judged_list, vectors=judged_list.vectors[:, columns]) for judged_list in lists]
-    return RouterLists(pooled, np.stack([source.embed(judged_list.query, state) for judged_list in lists]))
+    return RouterLists(pooled, source.embed([judged_list.query for judged_list in lists], state))

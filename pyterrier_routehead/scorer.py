@@ -1,7 +1,7 @@
 """`AttentionHeadScorer`: one vector of head scores per candidate, for the re-rankers behind it in a pipeline."""
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,17 +11,17 @@ from .common.arguments import argument, by_value, check_flag, check_whole
 from .common.progress import with_progress
 from .detection.head_set import HeadSet
 from .heads import HeadsLike
+from .kernel.scores import ListScores
 from .ranking.frames import (
-    candidate_lists,
-    candidate_texts,
     check_columns,
     check_finite,
     object_column,
     used_title_field,
 )
+from .ranking.index_source import IndexSource
 from .ranking.options import Method, ReadsLists
-from .ranking.policy import FixedHeads, shown_heads
-from .reading.reader import ListReader
+from .ranking.policy import FixedHeads, QueryList, shown_heads
+from .ranking.sources import TextSource, in_batches
 
 _USED = ("qid", "query", "docno", "rank", "score")
 
@@ -110,7 +110,8 @@ class AttentionHeadScorer(ReadsLists):
         title_field = used_title_field(inp.columns, self.title_field, self.text_field)
         fields = [self.text_field] if title_field is None else [self.text_field, title_field]
         check_columns(inp, [*_USED, *fields, *self._columns()])
-        pt.validate.result_frame(inp, extra_columns=["query", *fields], context=self)
+        needed = ["query", *([] if self.index is not None else fields)]
+        pt.validate.result_frame(inp, extra_columns=needed, context=self)
         self._check()
         self._check_features()
         columns = {name: object_column(len(inp)) for name in self._columns()}
@@ -119,26 +120,34 @@ class AttentionHeadScorer(ReadsLists):
         # These columns of an earlier scorer belong to its reading, which is replaced.
         inp = inp.drop(columns=["head_scores_raw", "hidden_state"], errors="ignore")
         if len(inp):
-            self._fill(inp, self._reader(self._policy(), self._layers()), title_field, columns)
+            self._fill(self._source(inp, title_field), columns)
         return inp.assign(**columns)
 
-    def _fill(
-        self, inp: pd.DataFrame, reader: ListReader, title_field: str | None, columns: dict[str, np.ndarray]
-    ) -> None:
-        rows_of_lists = candidate_lists(inp)
-        lists = [candidate_texts(inp, rows, self.depth, self.text_field, title_field) for rows in rows_of_lists]
-        reading, settings = replace(reader.reading, title_field=title_field), reader.settings
-        scored = with_progress(
-            reader.read(lists, self.batch_size), total=len(lists), desc=str(self), verbose=self.verbose
+    def _source(self, inp: pd.DataFrame, title_field: str | None) -> TextSource | IndexSource:
+        policy, layers = self._policy(), self._layers()
+        if self.index is not None:
+            return self._index_source(inp, lambda: self._index_reader(policy, layers, indexed=True))
+        return TextSource(
+            inp,
+            lambda: self._reader(policy, layers),
+            text_field=self.text_field,
+            title_field=title_field,
+            batch_size=self._lists_at_once(policy),
         )
-        for (candidates, scores), list_rows in zip(scored, rows_of_lists, strict=True):
+
+    def _fill(self, source: TextSource | IndexSource, columns: dict[str, np.ndarray]) -> None:
+        lists = source.lists(self.depth, query=True, first_stage=False)
+        source.accept(lists)
+        reading, settings = source.reading(lists[0]), source.reader.settings
+        scored = with_progress(_read(source, lists), total=len(lists), desc=str(self), verbose=self.verbose)
+        for candidates, scores in scored:
             vectors = scores.vectors(settings.aggregation, calibrate=settings.calibrate)
             check_finite(vectors, candidates.qid)
-            states = [scores.hidden[layer] for layer in reader.hidden_layers]
+            states = [scores.hidden[layer] for layer in reading.hidden_layers]
             hidden = np.stack(states) if states else None
             if hidden is not None:
                 hidden.flags.writeable = False  # shared by the rows of a query
-            for i, row in enumerate(list_rows.rows[: self.depth]):
+            for i, row in enumerate(candidates.rows):
                 columns["head_scores"][row] = vectors[i].copy()
                 columns["head_reading"][row] = reading
                 if self.raw:
@@ -160,3 +169,9 @@ class AttentionHeadScorer(ReadsLists):
             raise ValueError(
                 "features=True needs a vector in every row: truncate the list before the scorer, not by depth"
             )
+
+
+def _read(source: TextSource | IndexSource, lists: Sequence[QueryList]) -> Iterator[tuple[QueryList, ListScores]]:
+    for batch in in_batches(lists, source.batch_size):
+        source.prepare(batch)
+        yield from zip(batch, source.list_scores(batch), strict=True)

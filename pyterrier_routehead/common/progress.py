@@ -12,13 +12,13 @@ _DELAY = 2.0
 
 
 def with_progress(
-    items: Iterable[_Item], *, total: int, desc: str, unit: str = "q", verbose: bool | None = None
+    items: Iterable[_Item], *, total: int | None, desc: str, unit: str = "q", verbose: bool | None = None
 ) -> Iterable[_Item]:
     """The items, with a bar.
 
     Args:
         items: what to iterate over.
-        total: the number of items.
+        total: the number of items; None where it is not known.
         desc: the bar's label.
         unit: the name of an item.
         verbose: True shows the bar; False does not; None shows it in a terminal or notebook after two seconds.

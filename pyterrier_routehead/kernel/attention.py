@@ -1,45 +1,71 @@
-"""The one place where attention is computed and read.
+"""The one door through which a model's attention comes in.
 
 transformers lets a registered function take the place of every model's attention. Ours receives queries and keys with
 positions and norms already applied, and the model's own scaling, soft cap and window, so it follows every architecture
-that uses the registry. What it does is up to the pass that is under way:
-
-* :class:`DocumentPass` encodes the documents of one or more lists, packed into one sequence, and keeps their keys and
-  values;
-* :class:`TailPass` runs the ends of the prompts against those, two tails per list that are blind to each other, and
-  reads the attention of their rows for the chosen heads alone;
-* :class:`QueryPass` runs a query by itself, for its hidden states.
-
-Each pass ends the forward at its deepest layer as soon as that layer has given what is needed, and knows which layers
-it has ``attended``.
+that uses the registry. What is done with them is up to the pass that is under way: :mod:`.passes` has those that read
+lists whose tails see the documents, :mod:`.late` those of late reading.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..common.errors import UnsupportedArchitectureError
-from ..common.locks import cached_property
-from ..heads import Head
-from ..prompt.build import ListPrompt
-from .aggregate import AGGREGATIONS, PLAIN, Aggregation, DocumentTokens
-from .exact import LayerAttention, causal_attention, masked_attention
-from .patterns import ReadingPattern
+from .exact import LayerAttention
 from .visibility import Visibility, layer_visibility
 
 ATTENTION_NAME = "routehead"
 """Name in transformers' registries."""
 
+
+class ReadingPass(Protocol):
+    """One forward of a model, of which something is read.
+
+    A pass ends the forward at its deepest layer as soon as that layer has given what is needed.
+
+    Attributes:
+        ids: token ids, packed into one sequence.
+        positions: the position of each.
+        deepest: number of the last layer to run.
+        attended: the layers whose attention has come here.
+        hidden_layers: layers whose output is read.
+    """
+
+    @property
+    def ids(self) -> list[int]: ...  # noqa: D102
+    @property
+    def positions(self) -> list[int]: ...  # noqa: D102
+    @property
+    def deepest(self) -> int: ...  # noqa: D102
+    @property
+    def attended(self) -> set[int]: ...  # noqa: D102
+    @property
+    def hidden_layers(self) -> Collection[int]: ...  # noqa: D102
+
+    def attend(
+        self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention output of a layer, [1, tokens, heads, value dim], from [1, heads, tokens, dim] of each.
+
+        Raises:
+            ForwardDone: where nothing behind this attention is needed.
+        """
+
+    def read_hidden(self, index: int, hidden: torch.Tensor) -> None:
+        """Take in a layer's output, [1, tokens, hidden size].
+
+        Raises:
+            ForwardDone: where nothing behind this layer is needed.
+        """
+
+
 # Not a keyword argument of the forward, which some architectures (StableLM) do not hand down to their attention. A
 # context variable is a thread's own.
-_under_way: ContextVar["DocumentPass | TailPass | QueryPass | None"] = ContextVar("routehead_pass", default=None)
-
-# A GPU is fastest with few large products, a CPU with products that stay in its cache.
-_LOGITS_AT_A_TIME, _LOGITS_AT_A_TIME_ON_CPU = 1 << 25, 1 << 20
+_under_way: ContextVar[ReadingPass | None] = ContextVar("routehead_pass", default=None)
 
 
 class ForwardDone(Exception):  # noqa: N818 - not an error: it ends a forward that has given all that is needed
@@ -70,7 +96,7 @@ def attention_function(
             what = "attention sinks" if name == "s_aux" else f"an attention term that is not supported, {name!r}"
             raise UnsupportedArchitectureError(f"it uses {what}")
     layer = LayerAttention(
-        module, scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, attention_mask.window
+        scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, attention_mask.window, module
     )
     index = getattr(module, "layer_idx", None)
     if index is None:
@@ -79,7 +105,7 @@ def attention_function(
 
 
 @contextmanager
-def under_way(this_pass: "DocumentPass | TailPass | QueryPass") -> Iterator[None]:
+def under_way(this_pass: ReadingPass) -> Iterator[None]:
     """Inside, whatever attention this thread computes is that pass's."""
     token = _under_way.set(this_pass)
     try:
@@ -93,300 +119,15 @@ def hidden_state_hook(index: int) -> Callable[..., None]:
 
     def hook(module: object, args: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         this_pass = _under_way.get()
-        if isinstance(this_pass, TailPass | QueryPass) and index in this_pass.hidden_layers:
-            this_pass.read_hidden(index, output[0] if isinstance(output, tuple) else output)
+        if this_pass is None or index not in this_pass.hidden_layers:
+            return
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.dim() != 3:
+            raise UnsupportedArchitectureError("its layers give more than one hidden state per token")
+        this_pass.read_hidden(index, hidden)
 
     return hook
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_function)
 AttentionMaskInterface.register(ATTENTION_NAME, layer_visibility)
-
-
-@dataclass
-class EncodedDocuments:
-    """Keys and values of the documents of some lists, by layer: [1, key-value heads, tokens of all lists, dim]."""
-
-    prompts: list[ListPrompt]
-    pattern: ReadingPattern
-    keys: dict[int, torch.Tensor] = field(default_factory=dict)
-    values: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    @cached_property
-    def spans(self) -> list[slice]:
-        """Where each list lies in the packed sequence."""
-        ends = _running_ends(len(p.prefix) + sum(p.block_lengths) for p in self.prompts)
-        return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
-
-    def positions(self, prompt: ListPrompt) -> list[int]:
-        """Position of every token of a list's documents."""
-        return self.pattern.positions(len(prompt.prefix), prompt.block_lengths)
-
-    def tail_position(self, prompt: ListPrompt) -> int:
-        """Position of the first token of a list's tails."""
-        return self.pattern.tail_position(len(prompt.prefix), prompt.block_lengths)
-
-
-class DocumentPass:
-    """Encodes the documents of some lists, up to the deepest layer that is needed.
-
-    Args:
-        documents: receives the keys and values.
-        deepest: number of the last layer to run. It ends where its attention would begin: with its keys and values.
-    """
-
-    def __init__(self, documents: EncodedDocuments, deepest: int) -> None:
-        self.documents = documents
-        self.deepest = deepest
-        self.ids = [i for p in documents.prompts for i in (*p.prefix, *(t for b in p.blocks for t in b.ids))]
-        self.positions = [i for p in documents.prompts for i in documents.positions(p)]
-
-    @property
-    def attended(self) -> set[int]:
-        """The layers whose attention has come here."""
-        return set(self.documents.keys)
-
-    def attend(
-        self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
-        """Keep the layer's keys and values; attend within each list unless this is the deepest layer."""
-        if index in self.documents.keys:
-            raise UnsupportedArchitectureError("a layer of it calls attention more than once")
-        self.documents.keys[index], self.documents.values[index] = key, value
-        if index >= self.deepest:
-            raise ForwardDone
-        pattern = self.documents.pattern
-        outputs = [
-            pattern.attend(
-                layer,
-                query[:, :, span],
-                key[:, :, span],
-                value[:, :, span],
-                len(prompt.prefix),
-                prompt.block_lengths,
-            )
-            for prompt, span in zip(self.documents.prompts, self.documents.spans, strict=True)
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-
-
-@dataclass
-class ListAttention:
-    """The attention that has been read of one list so far, documents in prompt order; one entry per chosen head.
-
-    Attributes:
-        raw: attention of the query rows to each document, fp32 [documents] per head.
-        null: the same of the content-free query's rows.
-        aggregated: scores by the aggregations per head that are not linear, by name: fp32 [documents] per head;
-            calibrated if there is a content-free query.
-        token_sum: attention summed over the chosen heads, calibrated alike, fp32 [document tokens].
-        hidden: mean hidden state of the query rows after a layer, fp32 [hidden size] per layer.
-    """
-
-    tokens: DocumentTokens
-    raw: dict[Head, torch.Tensor] = field(default_factory=dict)
-    null: dict[Head, torch.Tensor] = field(default_factory=dict)
-    aggregated: dict[str, dict[Head, torch.Tensor]] = field(default_factory=dict)
-    token_sum: torch.Tensor | float = 0.0
-    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def add(self, heads: list[Head], attention: torch.Tensor, null: torch.Tensor | None) -> None:
-        """Take in the attention [heads, document tokens] of some heads, and that of the content-free query."""
-        self.raw.update(zip(heads, PLAIN.aggregate(self.tokens, attention), strict=True))
-        if null is not None:
-            self.null.update(zip(heads, PLAIN.aggregate(self.tokens, null), strict=True))
-            attention = attention - null
-        for aggregation in nonlinear_aggregations(calibrate=null is not None):
-            if aggregation.per_head:
-                scores = zip(heads, aggregation.aggregate(self.tokens, attention), strict=True)
-                self.aggregated.setdefault(aggregation.name, {}).update(scores)
-        self.token_sum = self.token_sum + attention.sum(dim=0)
-
-
-def nonlinear_aggregations(*, calibrate: bool) -> list[Aggregation]:
-    """The aggregations that need the attention on single tokens, as far as they can do without calibration."""
-    return [
-        aggregation
-        for aggregation in AGGREGATIONS.values()
-        if not aggregation.linear and (calibrate or not aggregation.needs_calibration)
-    ]
-
-
-class TailPass:
-    """Runs the tails of some lists against their encoded documents and reads the chosen heads.
-
-    The query's tail and, when calibrating, the content-free query's tail of every list are packed into one sequence.
-    Both start at the same position; a tail sees the documents of its list and itself, never the other tail.
-
-    Args:
-        documents: keys and values of the documents.
-        heads: heads to read.
-        calibrate: whether to run the content-free query as well.
-        hidden_layers: layers after which to read the mean hidden state of the query rows.
-        device: where the model's inputs are.
-    """
-
-    def __init__(
-        self,
-        documents: EncodedDocuments,
-        heads: Iterable[Head],
-        *,
-        calibrate: bool,
-        hidden_layers: Iterable[int] = (),
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.documents = documents
-        self.heads: dict[int, list[Head]] = {}
-        for head in heads:
-            self.heads.setdefault(head.layer, []).append(head)
-        self.hidden_layers = frozenset(hidden_layers)
-        self.deepest = max([*self.heads, *self.hidden_layers])
-        self.attended: set[int] = set()
-        self.tails = [[p.query, p.null] if calibrate else [p.query] for p in documents.prompts]
-        self.ids = [i for tails in self.tails for tail in tails for i in tail]
-        starts = [documents.tail_position(p) for p in documents.prompts]
-        self.positions = [
-            start + i
-            for start, tails in zip(starts, self.tails, strict=True)
-            for tail in tails
-            for i in range(len(tail))
-        ]
-        ends = _running_ends(sum(map(len, tails)) for tails in self.tails)
-        self._rows = [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
-        self._columns = [_document_columns(p, device) for p in documents.prompts]
-        self._masks: dict[tuple[int, int | None, torch.device], torch.Tensor] = {}
-        self.lists = [
-            ListAttention(DocumentTokens([b.stop - b.start for b in p.blocks], device)) for p in documents.prompts
-        ]
-
-    def attend(
-        self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
-        """Read the layer's chosen heads; then attend, unless nothing behind this attention is needed."""
-        self.attended.add(index)
-        if index not in self.documents.keys:
-            raise UnsupportedArchitectureError(f"its layer {index} had no attention when the documents were read")
-        outputs = []
-        for i, (rows, span) in enumerate(zip(self._rows, self.documents.spans, strict=True)):
-            list_query = query[:, :, rows]
-            seen_key = torch.cat([self.documents.keys[index][:, :, span], key[:, :, rows]], dim=2)
-            visible = self._visible(i, layer.window, query.device)
-            if index in self.heads:
-                self._read(i, index, layer, list_query[0], seen_key[0], visible)
-            if index < self.deepest or index in self.hidden_layers:
-                seen_value = torch.cat([self.documents.values[index][:, :, span], value[:, :, rows]], dim=2)
-                outputs.append(masked_attention(layer, list_query, seen_key, seen_value, visible))
-        if not outputs:
-            raise ForwardDone
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-
-    def read_hidden(self, index: int, hidden: torch.Tensor) -> None:
-        """Read a layer's output [1, tokens, hidden size]: the mean over each list's query rows."""
-        if hidden.dim() != 3:
-            raise UnsupportedArchitectureError("its layers give more than one hidden state per token")
-        for attention, rows, tails in zip(self.lists, self._rows, self.tails, strict=True):
-            query_rows = hidden[0, rows.start : rows.start + len(tails[0])]
-            attention.hidden[index] = query_rows.float().mean(dim=0)
-        if index >= self.deepest:
-            raise ForwardDone
-
-    def _read(
-        self, i: int, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, visible: torch.Tensor
-    ) -> None:
-        """Attention of list i's rows: query [heads, rows, dim], key [key-value heads, keys, dim]."""
-        lengths, columns = [len(tail) for tail in self.tails[i]], self._columns[i].to(key.device)
-        for groups in self._head_groups(index, query, key):
-            chosen = [head for heads in groups.values() for head in heads]
-            # Heads that share keys stand below each other: [groups, heads of a group * rows, dim]
-            rows = torch.stack([query[head.head] for head in chosen]).reshape(len(groups), -1, query.shape[2])
-            keys = key if len(groups) == len(key) else torch.stack([key[group] for group in groups])
-            logits = layer.logits(rows, keys).reshape(len(chosen), query.shape[1], key.shape[1])
-            attention = torch.softmax(logits.masked_fill_(~visible, -torch.inf), dim=-1)
-            # Rows of the query, then rows of the content-free query: [heads, rows, keys] -> [heads, columns]
-            means = [part.mean(dim=1).index_select(-1, columns) for part in torch.split(attention, lengths, dim=1)]
-            means = [mean.to(self._columns[i].device) for mean in means]
-            self.lists[i].add(chosen, means[0], means[1] if len(means) > 1 else None)
-
-    def _head_groups(self, index: int, query: torch.Tensor, key: torch.Tensor) -> list[dict[int, list[Head]]]:
-        """A layer's chosen heads by the key-value head that they share, in batches that are read at once.
-
-        Groups of a batch have equally many heads, and its fp32 logits are limited where one group keeps the limit.
-        """
-        most = _LOGITS_AT_A_TIME_ON_CPU if key.device.type == "cpu" else _LOGITS_AT_A_TIME
-        by_group: dict[int, list[Head]] = {}
-        for head in sorted(self.heads[index]):
-            by_group.setdefault(head.head * key.shape[0] // query.shape[0], []).append(head)
-        batches = []
-        for size in sorted({len(heads) for heads in by_group.values()}):
-            alike = [group for group, heads in by_group.items() if len(heads) == size]
-            at_once = max(1, most // (size * query.shape[1] * key.shape[1]))
-            for start in range(0, len(alike), at_once):
-                batches.append({group: by_group[group] for group in alike[start : start + at_once]})
-        return batches
-
-    def _visible(self, i: int, window: int | None, device: torch.device) -> torch.Tensor:
-        """Which keys (documents, then tails) each tail row of list i sees: bool [rows, keys]."""
-        if (i, window, device) not in self._masks:
-            prompt, lengths = self.documents.prompts[i], [len(tail) for tail in self.tails[i]]
-            documents = torch.tensor(self.documents.positions(prompt))
-            tails = torch.tensor(self.positions[self._rows[i]])
-            tail = torch.repeat_interleave(torch.tensor(lengths))
-            own_tail = (tail[:, None] == tail) & (tails[:, None] >= tails)
-            visible = torch.cat([torch.ones(len(tails), len(documents), dtype=torch.bool), own_tail], dim=1)
-            if window is not None:
-                visible &= tails[:, None] - torch.cat([documents, tails]) < window
-            self._masks[i, window, device] = visible.to(device)
-        return self._masks[i, window, device]
-
-
-class QueryPass:
-    """Runs one short text by itself and reads hidden states of some of its tokens.
-
-    Args:
-        ids: the text's ids.
-        rows: the tokens to read.
-        hidden_layers: layers after which to read.
-
-    Attributes:
-        hidden: fp32 [rows, hidden size] by layer.
-    """
-
-    def __init__(self, ids: list[int], rows: slice, hidden_layers: Iterable[int]) -> None:
-        self.ids, self.positions = ids, list(range(len(ids)))
-        self.rows = rows
-        self.hidden_layers = frozenset(hidden_layers)
-        self.deepest = max(self.hidden_layers)
-        self.attended: set[int] = set()
-        self.hidden: dict[int, torch.Tensor] = {}
-
-    def attend(
-        self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
-        """Plain causal attention."""
-        self.attended.add(index)
-        return causal_attention(layer, query, key, value)
-
-    def read_hidden(self, index: int, hidden: torch.Tensor) -> None:
-        """Read a layer's output [1, tokens, hidden size]."""
-        if hidden.dim() != 3:
-            raise UnsupportedArchitectureError("its layers give more than one hidden state per token")
-        self.hidden[index] = hidden[0, self.rows].float()
-        if index >= self.deepest:
-            raise ForwardDone
-
-
-def _running_ends(lengths: Iterable[int]) -> list[int]:
-    ends: list[int] = []
-    for length in lengths:
-        ends.append((ends[-1] if ends else 0) + length)
-    return ends
-
-
-def _document_columns(prompt: ListPrompt, device: torch.device | str) -> torch.Tensor:
-    """Indices, among a list's packed tokens, of those that count for a document, in prompt order."""
-    columns: list[int] = []
-    start = len(prompt.prefix)
-    for block in prompt.blocks:
-        columns += range(start + block.start, start + block.stop)
-        start += len(block.ids)
-    return torch.tensor(columns, dtype=torch.long, device=device)

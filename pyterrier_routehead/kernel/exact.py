@@ -10,25 +10,42 @@ ROWS_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
-class LayerAttention:
-    """The rules of one attention layer of a model.
+class LogitRule:
+    """How an attention layer of a model makes logits of queries and keys.
 
     Attributes:
-        module: the model's attention module.
         scaling: factor on the dot products.
         softcap: bound of the soft cap on the scaled dot products (Gemma2), or None.
         window: a key is visible at a distance below it (sliding window), or None for all keys.
     """
 
-    module: torch.nn.Module
     scaling: float
     softcap: float | None
     window: int | None
 
     def logits(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Scaled, soft-capped dot products in fp32; query [..., rows, dim], key [..., keys, dim]."""
-        scores = query.float() @ key.float().transpose(-1, -2) * self.scaling
+        return self.capped(query.float() @ key.float().transpose(-1, -2) * self.scaling)
+
+    def capped(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scaled dot products under the soft cap, if there is one."""
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+
+@dataclass(frozen=True)
+class LayerAttention(LogitRule):
+    """The rules of one attention layer of a model.
+
+    Attributes:
+        module: the model's attention module.
+    """
+
+    module: torch.nn.Module
+
+    @property
+    def rule(self) -> LogitRule:
+        """How it makes logits, without the module."""
+        return LogitRule(self.scaling, self.softcap, self.window)
 
 
 def masked_attention(
@@ -57,9 +74,11 @@ def masked_attention(
 
 
 def causal_attention(
-    layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, gap: int = 0
 ) -> torch.Tensor:
     """Causal attention of the last tokens of a sequence: row r of R sees keys up to K - R + r, window permitting.
+
+    A window counts positions: with a gap, the rows stand that many positions farther from the keys before them.
 
     Shapes as in :func:`masked_attention`. Where torch's fast causal attention does not apply (sliding window shorter
     than the sequence, soft cap, keys before the first row), rows are taken some at a time.
@@ -67,19 +86,19 @@ def causal_attention(
     rows, keys = query.shape[2], key.shape[2]
     if rows == 0:
         return query.new_empty((query.shape[0], 0, query.shape[1], value.shape[-1]))
-    window = layer.window if layer.window is not None and layer.window < keys else None
+    window = layer.window if layer.window is not None and layer.window < keys + gap else None
     if rows == keys and window is None and layer.softcap is None:
         return _sdpa(layer, query, key, value, None)
     past = keys - rows
     parts = []
     for start in range(0, rows, ROWS_AT_A_TIME):
         stop = min(start + ROWS_AT_A_TIME, rows)
-        first = 0 if window is None else max(0, past + start - window + 1)
+        first = 0 if window is None or gap else max(0, past + start - window + 1)
         row = torch.arange(past + start, past + stop, device=query.device)[:, None]
         column = torch.arange(first, past + stop, device=query.device)
         visible = column <= row
         if window is not None:
-            visible &= row - column < window
+            visible &= row - column + gap * (column < past) < window
         seen = slice(first, past + stop)
         parts.append(masked_attention(layer, query[:, :, start:stop], key[:, :, seen], value[:, :, seen], visible))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -99,9 +118,15 @@ def _sdpa(
 
 
 def blocks_attention(
-    layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, prefix: int, blocks: list[int]
+    layer: LayerAttention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    prefix: int,
+    blocks: list[int],
+    gap: int = 0,
 ) -> torch.Tensor:
-    """Causal attention of a prefix, and of blocks that each see the prefix and themselves.
+    """Causal attention of a prefix, and of blocks that each see the prefix, a gap of positions before, and themselves.
 
     Shapes as in :func:`masked_attention`, with one batch and all tokens packed one after another. Blocks of like length
     are taken together.
@@ -118,7 +143,7 @@ def blocks_attention(
             torch.cat([states[:, :, :prefix].expand(len(block), -1, -1, -1), block], dim=2)
             for states, block in ((key, group_key), (value, group_value))
         )
-        attended = causal_attention(layer, group_query, seen_key, seen_value)
+        attended = causal_attention(layer, group_query, seen_key, seen_value, gap)
         output[0, group.targets] = attended.flatten(0, 1)[group.real]
     return output
 

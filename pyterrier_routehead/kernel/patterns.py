@@ -21,17 +21,20 @@ class ReadingPattern(Protocol):
         numbered: whether the documents' tags count them in prompt order.
         separable: whether documents can be encoded apart from each other and put together afterwards.
         windowed: whether a list beyond the model's context is ranked in sliding windows.
+        tail_sees_documents: whether the tails attend to the documents in every layer; if not, a document's keys depend
+            on nothing but the document, and the query's states on nothing but the query.
     """
 
     name: str
     numbered: bool
     separable: bool
     windowed: bool
+    tail_sees_documents: bool
 
     def positions(self, prefix: int, blocks: list[int]) -> list[int]:
         """Position of every token, given the length of the prefix and of each block."""
 
-    def tail_position(self, prefix: int, blocks: list[int]) -> int:
+    def tail_position(self, prompt: "ListPrompt") -> int:
         """Position of the first token of either tail."""
 
     def attend(
@@ -53,14 +56,15 @@ class Listwise:
     numbered = True
     separable = False
     windowed = True
+    tail_sees_documents = True
 
     def positions(self, prefix: int, blocks: list[int]) -> list[int]:
         """Positions run through the whole list."""
         return list(range(prefix + sum(blocks)))
 
-    def tail_position(self, prefix: int, blocks: list[int]) -> int:
+    def tail_position(self, prompt: "ListPrompt") -> int:
         """The tails follow the last document."""
-        return prefix + sum(blocks)
+        return len(prompt.prefix) + sum(prompt.block_lengths)
 
     def attend(
         self,
@@ -88,14 +92,15 @@ class Blockwise:
     numbered = False
     separable = True
     windowed = False
+    tail_sees_documents = True
 
     def positions(self, prefix: int, blocks: list[int]) -> list[int]:
         """Every block starts at the position after the prefix."""
         return [*range(prefix), *(prefix + i for block in blocks for i in range(block))]
 
-    def tail_position(self, prefix: int, blocks: list[int]) -> int:
+    def tail_position(self, prompt: "ListPrompt") -> int:
         """The tails stand behind the longest block."""
-        return prefix + max(blocks, default=0)
+        return len(prompt.prefix) + max(prompt.block_lengths, default=0)
 
     def attend(
         self,
@@ -112,7 +117,28 @@ class Blockwise:
         return blocks_attention(layer, query, key, value, prefix, blocks)
 
 
-PATTERNS: dict[str, ReadingPattern] = {pattern.name: pattern for pattern in (Listwise(), Blockwise())}
+class Late(Blockwise):
+    """Documents as block-wise, and tails that see the prefix and themselves alone: late reading.
+
+    The chosen heads' attention is still read against the documents' keys, with one softmax over prefix, documents and
+    tail; only its output leaves the documents out. So a document's keys can be computed once, for all queries, and the
+    query's states once, for all documents.
+    """
+
+    name = "late"
+    tail_sees_documents = False
+
+    def tail_position(self, prompt: "ListPrompt") -> int:
+        """The tails stand where the longest block that can be ends, whichever blocks the list has.
+
+        Where documents are not truncated, that is behind the longest block of the list.
+        """
+        if prompt.block_capacity is None:
+            return super().tail_position(prompt)
+        return len(prompt.prefix) + prompt.block_capacity
+
+
+PATTERNS: dict[str, ReadingPattern] = {pattern.name: pattern for pattern in (Listwise(), Blockwise(), Late())}
 """The patterns by name, the default first."""
 
 DEFAULT_PATTERN = next(iter(PATTERNS))
@@ -120,4 +146,4 @@ DEFAULT_PATTERN = next(iter(PATTERNS))
 
 def positions_taken(pattern: ReadingPattern, prompt: "ListPrompt") -> int:
     """How many positions a prompt takes: what must not exceed the model's context."""
-    return pattern.tail_position(len(prompt.prefix), prompt.block_lengths) + max(len(prompt.query), len(prompt.null))
+    return pattern.tail_position(prompt) + max(len(prompt.query), len(prompt.null))

@@ -1,29 +1,26 @@
 """Head scores: how much each chosen head's query rows attend to each document of a list.
 
 The whole method in one function: encode the documents once; run the query's tail and the content-free tail against
-them; read the few rows; reduce to documents.
+them; read the few rows; reduce to documents. In late reading, documents and tails run apart: see
+:mod:`.late_reader`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from ..common.errors import ListTooLongError, UnsupportedArchitectureError
 from ..heads import Head
-from ..prompt.build import DocumentBlock, ListPrompt
-from .aggregate import FILTERED
-from .attention import DocumentPass, EncodedDocuments, ListAttention, TailPass, nonlinear_aggregations
+from ..prompt.build import ListPrompt
+from .attention import ReadingPass
+from .late_reader import LateReader
+from .parts import TOKENS_AT_A_TIME, in_parts
+from .passes import DocumentPass, EncodedDocuments, TailPass, list_scores
 from .patterns import DEFAULT_PATTERN, PATTERNS, positions_taken
 from .scores import ListScores
 
 if TYPE_CHECKING:
     import torch
-
-TOKENS_AT_A_TIME = 2048
-"""Tokens of blocks that a CPU encodes in one pass: the activations of many more fall out of its cache."""
-
 
 class RunsPasses(Protocol):
     """A frozen model, as far as the kernel knows it.
@@ -51,7 +48,7 @@ class RunsPasses(Protocol):
     @property
     def input_device(self) -> "torch.device": ...  # noqa: D102
 
-    def forward(self, this_pass: DocumentPass | TailPass) -> None:
+    def forward(self, this_pass: ReadingPass) -> None:
         """Run a pass, up to the deepest layer that it needs."""
 
     def count_lists(self, count: int) -> None:
@@ -66,6 +63,7 @@ def score_lists(
     document_attention: str = DEFAULT_PATTERN,
     calibrate: bool = True,
     hidden_layers: Iterable[int] = (),
+    late: LateReader | None = None,
 ) -> list[ListScores]:
     """Read heads over some candidate lists, packed into one pass of the documents and one of the tails.
 
@@ -79,6 +77,7 @@ def score_lists(
         document_attention: the name of a reading pattern; the prompts must have been built for it.
         calibrate: run the content-free query too; without it only ``raw`` is given.
         hidden_layers: layers after which to give the mean hidden state of the query rows.
+        late: in late reading, what remembers documents and queries from call to call.
 
     Raises:
         ListTooLongError: for a list beyond the model's context.
@@ -91,13 +90,19 @@ def score_lists(
     pattern = PATTERNS[document_attention]
     for prompt in prompts:
         check_length(llm, positions_taken(pattern, prompt))
+    if not pattern.tail_sees_documents:
+        late = late or LateReader(llm, heads, calibrate=calibrate, hidden_layers=hidden_layers)
+        scores = late.score(prompts, heads)
+        llm.count_lists(len(prompts))
+        return scores
     documents = EncodedDocuments(list(prompts), pattern)
     tails = TailPass(documents, heads, calibrate=calibrate, hidden_layers=hidden_layers, device=llm.input_device)
     _encode(llm, documents, tails.deepest)
     llm.count_lists(len(prompts))
     llm.forward(tails)
     return [
-        _list_scores(read, prompt, heads, calibrate) for read, prompt in zip(tails.lists, prompts, strict=True)
+        list_scores(read, prompt.order, heads, calibrate=calibrate)
+        for read, prompt in zip(tails.lists, prompts, strict=True)
     ]
 
 
@@ -129,7 +134,7 @@ def _encode(llm: RunsPasses, documents: EncodedDocuments, deepest: int) -> None:
     keys: dict[int, list[torch.Tensor]] = {}
     values: dict[int, list[torch.Tensor]] = {}
     for prompt in documents.prompts:
-        for i, blocks in enumerate(_in_parts(prompt.blocks, TOKENS_AT_A_TIME)):
+        for i, blocks in enumerate(in_parts(prompt.blocks, TOKENS_AT_A_TIME)):
             part = EncodedDocuments([replace(prompt, blocks=blocks)], documents.pattern)
             llm.forward(DocumentPass(part, deepest))
             new = slice(len(prompt.prefix) if i else 0, None)
@@ -139,33 +144,3 @@ def _encode(llm: RunsPasses, documents: EncodedDocuments, deepest: int) -> None:
     for joined, parts in ((documents.keys, keys), (documents.values, values)):
         for layer in list(parts):
             joined[layer] = torch.cat(parts.pop(layer), dim=2)  # the parts of a layer are freed before the next
-
-
-def _in_parts(blocks: list[DocumentBlock], tokens: int) -> Iterator[list[DocumentBlock]]:
-    """Blocks in order, in parts of at most this many tokens; a longer block is a part by itself."""
-    part: list[DocumentBlock] = []
-    for block in blocks:
-        if part and sum(len(member.ids) for member in part) + len(block.ids) > tokens:
-            yield part
-            part = []
-        part.append(block)
-    yield part
-
-
-def _list_scores(read: ListAttention, prompt: ListPrompt, heads: Sequence[Head], calibrate: bool) -> ListScores:
-    import torch
-
-    place = np.argsort(prompt.order)  # from prompt order back to the candidates' order
-
-    def matrix(columns: dict[Head, torch.Tensor]) -> np.ndarray:
-        return torch.stack([columns[head] for head in heads], dim=1).cpu().numpy()[place]
-
-    hidden = {layer: state.cpu().numpy() for layer, state in read.hidden.items()}
-    aggregated = {name: matrix(by_head) for name, by_head in read.aggregated.items()}
-    for aggregation in nonlinear_aggregations(calibrate=calibrate):
-        if not aggregation.per_head:
-            token_sum = torch.as_tensor(read.token_sum, device=read.tokens.document.device)
-            summed = aggregation.aggregate(read.tokens, token_sum)
-            aggregated[aggregation.name] = summed.cpu().numpy()[place]
-    filtered = aggregated.pop(FILTERED.name, None)
-    return ListScores(matrix(read.raw), matrix(read.null) if calibrate else None, filtered, aggregated or None, hidden)

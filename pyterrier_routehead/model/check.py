@@ -7,8 +7,8 @@ import torch
 
 from ..common.errors import UnsupportedArchitectureError
 from ..heads import all_heads
-from ..kernel.attention import DocumentPass, EncodedDocuments, TailPass
 from ..kernel.exact import LayerAttention
+from ..kernel.passes import DocumentPass, EncodedDocuments, TailPass
 from ..kernel.patterns import Listwise
 from ..prompt.build import DocumentBlock, ListPrompt
 from .engine import Engine

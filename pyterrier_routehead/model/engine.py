@@ -7,21 +7,17 @@ model's owner uses it.
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import torch
 
 from ..common.errors import MismatchError, UnsupportedArchitectureError
 from ..common.locks import new_lock
-from ..kernel.attention import ATTENTION_NAME, ForwardDone, hidden_state_hook, under_way
+from ..kernel.attention import ATTENTION_NAME, ForwardDone, ReadingPass, hidden_state_hook, under_way
 from ..kernel.visibility import NOT_REGISTERED
 from .counting import ListCounter
 from .loaded import LoadedModel
 from .twin import Twin
-
-if TYPE_CHECKING:
-    from ..kernel.attention import DocumentPass, QueryPass, TailPass
 
 # By the decoder's id; a lock is freed with the last engine that holds it.
 _locks: "WeakValueDictionary[int, threading.RLock]" = WeakValueDictionary()
@@ -52,7 +48,7 @@ class Engine:
         """Count candidate lists that have been encoded."""
         self._lists.add(count)
 
-    def forward(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
+    def forward(self, this_pass: ReadingPass) -> None:
         """Run one pass over its ids, up to the deepest layer that it needs; the pass collects the results.
 
         Raises:
@@ -73,7 +69,7 @@ class Engine:
                 f"{self.model.name} has {vocabulary_size} embeddings: give the model's tokenizer or resize them"
             )
 
-    def run(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
+    def run(self, this_pass: ReadingPass) -> None:
         """Run one pass whose ids are known to have embeddings.
 
         The model is not changed, not even temporarily.

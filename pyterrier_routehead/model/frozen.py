@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from typing_extensions import TypeIs
 
-    from ..kernel.attention import DocumentPass, QueryPass, TailPass
+    from ..kernel.attention import ReadingPass
     from ..prompt.encoding import TextEncoder
     from .engine import Engine
     from .fingerprint import ModelSnapshot
@@ -303,7 +303,7 @@ class FrozenLLM:
         """Count candidate lists that have been encoded, for ``document_passes``."""
         self._start().count_lists(count)
 
-    def forward(self, this_pass: "DocumentPass | TailPass | QueryPass") -> None:
+    def forward(self, this_pass: "ReadingPass") -> None:
         """Run one pass over its ids, up to the deepest layer that it needs; the pass collects the results.
 
         Raises:

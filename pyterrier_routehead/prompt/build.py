@@ -4,6 +4,7 @@ The prompt is kept in parts, because the kernel encodes the documents first and 
 with the query and once with the content-free query. Spans follow from the construction; no string is searched.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -44,6 +45,8 @@ class ListPrompt:
         order: for each block the index of its candidate.
         query: ids of the tail, the end of the prompt from the instruction on, with the query. All its rows are read.
         null: the same with the content-free query.
+        block_capacity: tokens of the longest block that there can be; None where documents are not truncated, or are
+            numbered.
     """
 
     prefix: list[int]
@@ -51,6 +54,7 @@ class ListPrompt:
     order: list[int]
     query: list[int]
     null: list[int]
+    block_capacity: int | None = None
 
     @property
     def block_lengths(self) -> list[int]:
@@ -68,6 +72,10 @@ class PromptBuilder:
         numbered: whether the tags number the documents in prompt order, or are all the same.
         max_doc_tokens: title and text of each document are truncated to this many tokens (the tag does not count); None
             does not truncate.
+
+    Attributes:
+        prefix: ids that stand before the first document.
+        capacity: tokens of the longest block that there can be; None where documents are not truncated, or numbered.
     """
 
     def __init__(
@@ -87,10 +95,13 @@ class PromptBuilder:
         self._tag_ids = cache(encoder.markup)  # the same few tags in every list
         self._chat = encoder.chat(template)
         separator, self._separator_ids = encoder.separator(template)
-        self._prefix = self._prefix_ids(self._chat.prefix + template.introduction + separator, self._tag(1))
+        self.prefix = self._prefix_ids(self._chat.prefix + template.introduction + separator, self._tag(1))
         self._tail_start = encoder.markup(template.instruction + separator + template.query_label)
         self._suffix = encoder.markup(self._chat.suffix)[: template.suffix_rows]
         self._null = self._tail(template.null_query)
+        self.capacity: int | None = None
+        if max_doc_tokens is not None and not numbered:
+            self.capacity = len(self._tag(1)) + max_doc_tokens + len(self._separator_ids)
 
     def build(self, query: str, candidates: list[Candidate]) -> ListPrompt:
         """The prompt of a query and its candidates, best first."""
@@ -98,7 +109,18 @@ class PromptBuilder:
         if self.document_order == "best_last":
             order.reverse()
         texts = self.encoder.data([_with_blank(candidates[i].joined()) for i in order], self.max_doc_tokens)
-        return ListPrompt(self._prefix, self._blocks(texts), order, self._tail(query), self._null)
+        return self._prompt(self._blocks(texts), order, query)
+
+    def documents(self, candidates: Sequence[Candidate]) -> list[DocumentBlock]:
+        """The blocks of some documents, in their order; for prompts whose tags are not numbered."""
+        return self._blocks(self.encoder.data([_with_blank(c.joined()) for c in candidates], self.max_doc_tokens))
+
+    def without_documents(self, query: str) -> ListPrompt:
+        """The prompt of a query, for documents that have been encoded before."""
+        return self._prompt([], [], query)
+
+    def _prompt(self, blocks: list[DocumentBlock], order: list[int], query: str) -> ListPrompt:
+        return ListPrompt(self.prefix, blocks, order, self._tail(query), self._null, self.capacity)
 
     def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
         """The prompt of the same query and some of its candidates, by index, best first, without encoding again."""

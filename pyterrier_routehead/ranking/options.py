@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 
 from ..common.arguments import (
     argument,
     by_value,
     check_arguments,
+    check_choice,
     check_flag,
     check_text,
     check_whole,
@@ -20,9 +23,13 @@ from ..common.arguments import (
     shown_arguments,
     shown_if_set,
 )
+from ..common.errors import MismatchError
 from ..common.notices import warn
 from ..detection.head_set import HeadSet
-from ..kernel.patterns import DEFAULT_PATTERN
+from ..heads import is_all, layers_needed, resolve_heads
+from ..index.head_index import HeadIndex
+from ..index.reader import IndexReader
+from ..kernel.patterns import DEFAULT_PATTERN, Late
 from ..model.frozen import FrozenLLM
 from ..reading.reader import ListReader, model_identity
 from ..reading.reading import (
@@ -31,13 +38,20 @@ from ..reading.reading import (
     ReadingSettings,
     resolve_settings,
     settings_by_hand,
+    shown_pair,
     shown_settings,
 )
 from ..reading.store import HeadScoreStore, kept_store
+from ..registry import is_bundled_model, named_model
 from ..template import PromptTemplate
+from .frames import used_title_field
+from .index_source import IndexSource
 from .model_slot import ModelSlot
 from .policy import HeadPolicy
-from .registry import is_bundled_model, named_model
+from .sources import LATE_BATCH
+
+INDEX_SETTINGS = ("prompt", "max_doc_tokens", "document_attention")
+"""The settings that an index fixes."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,8 @@ class ReadsLists(pt.Transformer):
             value that they were read with, on text that of the head set, else the package's default (``"default"``). A
             value that differs from the frame's is an error, one that differs from the head set's on text a warning.
         document_order: ``"best_last"`` (the default) or ``"best_first"``.
-        document_attention: ``"listwise"`` (the default) or ``"blockwise"``.
+        document_attention: ``"listwise"`` (the default: each document sees those before it), ``"blockwise"`` (only
+            itself) or ``"late"`` (only itself, and the query sees no document, so that each is encoded once).
         max_doc_tokens: title and text of each document are truncated to this many tokens (150).
         calibrate: whether to subtract the scores of the content-free query (True).
         token_filter: ``"head"`` (the default: 2-sigma filter per head), ``"sum"`` (after summing the heads, as the
@@ -74,7 +89,10 @@ class ReadsLists(pt.Transformer):
         depth: maximum number of candidates per query.
         store: a :class:`HeadScoreStore`, or the folder of one: lists in the store are not read again, others are added,
             with all heads of the layers that are run. Not used with ``token_filter="sum"``.
-        batch_size: number of lists that are read in one pass.
+        index: a :class:`HeadIndex`, or the folder of one: lists are read late, by the keys in it, and need ``qid``,
+            ``query`` and ``docno``, but no texts. If the frame has texts, they are compared with what was indexed.
+        missing: candidates that are not in the index: ``"error"``, or ``"encode"`` to encode their texts.
+        batch_size: number of lists that are read in one pass; in late reading, queries without documents, at least 32.
         text_field: column of the documents' text.
         title_field: column of the documents' titles; ``"auto"`` means ``title`` if there is such a column, None that
             titles are not read.
@@ -90,6 +108,8 @@ class ReadsLists(pt.Transformer):
     token_filter: str | None = None
     depth: int | None = argument(None, optional(check_whole))
     store: HeadScoreStore | str | Path | None = argument(None, by_value(kept_store))
+    index: HeadIndex | str | Path | None = argument(None, by_value(HeadIndex.of))
+    missing: str = argument("error", partial(check_choice, allowed=("error", "encode")))
     batch_size: int = argument(1, check_whole)
     text_field: str = argument("text", check_text)
     title_field: str | None = argument("auto", optional(check_text))
@@ -102,6 +122,7 @@ class ReadsLists(pt.Transformer):
     def __post_init__(self) -> None:
         keep_iterators(self)
         self.store = kept_store(self.store)  # the same folder if the process changes its directory
+        self.index = HeadIndex.of(self.index)
         self._check()  # raises an error for a wrong value here, not in the middle of a run
 
     def __repr__(self) -> str:
@@ -111,19 +132,39 @@ class ReadsLists(pt.Transformer):
     def _check(self) -> ReadingSettings:
         """Raise an error for wrong arguments; the settings for text."""
         check_arguments(self)
+        if self.index is not None:
+            self._check_index()
         resolve_settings(self._given())  # before heads are looked up by them
         return self._settings(self._policy())
 
     def _policy(self, document_attention: str | None = None) -> HeadPolicy:
         """The heads for lists that are read in this pattern, or in that of the arguments."""
-        return self._method.policy(self, document_attention or self.document_attention or DEFAULT_PATTERN)
+        pattern = document_attention or self.document_attention
+        return self._method.policy(self, pattern or (DEFAULT_PATTERN if self.index is None else Late.name))
 
     def _given(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SETTING_NAMES}
 
     def _settings(self, policy: HeadPolicy) -> ReadingSettings:
-        """How text is read for a policy: as set by hand, else as its head set states."""
-        return resolve_settings(self._given(), None if policy.head_set is None else policy.head_set.settings)
+        """How lists are read for a policy: as set by hand, else as the index is, else as its head set states."""
+        expected = dict({} if policy.head_set is None else policy.head_set.settings)
+        if (index := HeadIndex.of(self.index)) is not None:
+            expected |= {name: getattr(index.settings, name) for name in INDEX_SETTINGS}
+        return resolve_settings(self._given(), expected)
+
+    def _check_index(self) -> None:
+        """Raise an error for arguments that an index excludes."""
+        index = HeadIndex.of(self.index)
+        assert index is not None, "looked at before"
+        if self.document_attention not in (None, Late.name):
+            raise ValueError(f"index reads late: leave document_attention={self.document_attention!r} out")
+        if self.store is not None:
+            raise ValueError("store keeps lists that were read from text: give an index or a store")
+        by_hand = settings_by_hand(self._given())
+        for name in INDEX_SETTINGS:
+            if name in by_hand and by_hand[name] != getattr(index.settings, name):
+                wanted, found = shown_pair(by_hand[name], getattr(index.settings, name))
+                raise MismatchError(f"{name}={wanted} was asked for, but {index} was made with {name}={found}")
 
     def _reader(self, policy: HeadPolicy, hidden_layers: Sequence[int] = ()) -> ListReader:
         """What reads text for a policy; opens the model."""
@@ -135,8 +176,58 @@ class ReadsLists(pt.Transformer):
             layers = max([layers, *(layer + 1 for layer in hidden_layers)])
         llm = self._models.open(self.llm, named=named, max_layers=layers)
         check_model(policy, model_identity(llm))
+        if self.document_attention == Late.name or self._settings(policy).document_attention == Late.name:
+            hidden_layers = tuple(dict.fromkeys((*hidden_layers, *policy.hidden_layers)))
         store = HeadScoreStore.of(self.store)
         return ListReader(llm, policy.heads, self._settings(policy), hidden_layers=hidden_layers, store=store)
+
+
+    def _lists_at_once(self, policy: HeadPolicy) -> int:
+        """How many lists are best read at once."""
+        late = self._settings(policy).document_attention == Late.name
+        return max(self.batch_size, LATE_BATCH) if late else self.batch_size
+
+    def _index_source(
+        self, inp: pd.DataFrame, open_reader: Callable[[], IndexReader], *, by_head: bool = False
+    ) -> IndexSource:
+        """Head scores of a frame from the index; its texts are looked at if there are any."""
+        index = HeadIndex.of(self.index)
+        assert index is not None, "asked for with an index alone"
+        title = used_title_field(inp.columns, self.title_field, self.text_field)
+        comparable = self.text_field in inp.columns and (title in inp.columns) == index.description.titles
+        return IndexSource(
+            inp,
+            open_reader,
+            text_field=self.text_field if comparable else None,
+            title_field=title if comparable else None,
+            encode_missing=self.missing == "encode",
+            batch_size=self.batch_size,
+            by_head=by_head,
+        )
+
+    def _index_reader(
+        self, policy: HeadPolicy, hidden_layers: Sequence[int] = (), *, indexed: bool = False
+    ) -> IndexReader:
+        """What reads the index for a policy; opens the model.
+
+        Args:
+            policy: the heads.
+            hidden_layers: layers after which to read hidden states, beside those that the policy needs.
+            indexed: whether ``"all"`` heads mean those of the index, not of the model.
+        """
+        index = HeadIndex.of(self.index)
+        assert index is not None, "asked for with an index alone"
+        if policy.head_set is not None:
+            _warn_of_other_settings({**self._given(), "document_attention": Late.name}, policy.head_set)
+        hidden_layers = tuple(dict.fromkeys((*hidden_layers, *policy.hidden_layers)))
+        heads = index.heads if indexed and is_all(policy.heads) else policy.heads
+        layers = layers_needed(heads)
+        if layers is not None:
+            layers = max([layers, policy.layers or 0, *(layer + 1 for layer in hidden_layers)])
+        llm = self._models.open(self.llm, named=index.model, max_layers=layers)
+        check_model(policy, model_identity(llm))
+        resolved = resolve_heads(heads, llm.num_layers, llm.num_heads)
+        return IndexReader(index, llm, resolved, self._settings(policy), hidden_layers=hidden_layers)
 
 
 def check_model(policy: HeadPolicy, model: ModelIdentity) -> None:

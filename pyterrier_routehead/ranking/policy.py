@@ -1,6 +1,5 @@
 """Which heads rank a query: the same ones for all queries, or those that a router selects per query."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -12,12 +11,10 @@ from ..common.notices import warn
 from ..detection.head_set import HeadSet
 from ..heads import Head, HeadsLike, describe_heads, is_all, layers_needed, parse_heads
 from ..kernel.patterns import DEFAULT_PATTERN
+from ..registry import is_set_name, set_by_name
 from ..routing.evidence import list_evidence
 from ..routing.router import HeadRouter
 from ..routing.state import QueryState
-from .registry import is_bundled, named_heads, names
-
-_NAMED = re.compile(r"(core|qr)-(.*[a-z].*)")
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,8 @@ class Choice:
 class EmbedsQueries(Protocol):
     """Gives a router the hidden state that represents a query."""
 
-    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
-        """Float32 [hidden size]."""
+    def embed(self, lists: "Sequence[QueryList]", state: QueryState) -> np.ndarray:
+        """Float32 [lists, hidden size]."""
 
 
 class HeadPolicy(Protocol):
@@ -99,6 +96,7 @@ class HeadPolicy(Protocol):
         needs_query: whether it requires queries behind a scorer too.
         needs_hidden_state: whether it requires the scorer's ``hidden_state``.
         needs_first_stage: whether it requires the first stage's scores.
+        hidden_layers: layers whose hidden state embeds the query, where the pass that reads the heads gives it.
     """
 
     @property
@@ -121,6 +119,9 @@ class HeadPolicy(Protocol):
 
     @property
     def needs_first_stage(self) -> bool: ...  # noqa: D102
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]: ...  # noqa: D102
 
     @property
     def layers(self) -> int | None:
@@ -147,6 +148,7 @@ class FixedHeads:
     needs_query: bool = False
     needs_hidden_state: bool = False
     needs_first_stage: bool = False
+    hidden_layers: ClassVar[tuple[int, ...]] = ()
 
     @classmethod
     def of(
@@ -171,12 +173,9 @@ class FixedHeads:
         """
         if heads is None:
             raise TypeError("heads are missing: 'all', a list of heads, a HeadSet, or the name of one")
-        if isinstance(heads, str) and (named := _NAMED.fullmatch(heads)):
-            method, name = named.groups()
-            heads, bundled = named_heads(method, name, document_attention), is_bundled(method, name)
+        if (named := set_by_name(heads, document_attention)) is not None:
+            heads, bundled = named
         if not isinstance(heads, HeadSet):
-            if isinstance(heads, str) and (meant := _with_method(heads)):
-                raise ValueError(f"{heads!r} is given with its method: {' or '.join(map(repr, meant))}")
             return cls(heads if is_all(heads) else parse_heads(heads))
         ranking = heads.ranking
         return cls(ranking.heads, ranking, bundled, allow_mismatch)
@@ -232,6 +231,11 @@ class RoutedHeads:
         return self.router.uses_evidence
 
     @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """The router's, unless it embeds the query alone."""
+        return (self.router.state.layer,) if self.needs_hidden_state else ()
+
+    @property
     def layers(self) -> int:
         """Enough for every head of the pool, so that the model is loaded once."""
         return max(*(head.layer + 1 for head in self.heads), self.router.state.layer + 1)
@@ -248,7 +252,7 @@ class RoutedHeads:
 
     def choose(self, candidates: QueryList, embedder: EmbedsQueries) -> Choice:
         """The heads with a weight; all of the pool if the router uses the list's evidence."""
-        state = embedder.embed(candidates, self.router.state)
+        state = embedder.embed([candidates], self.router.state)[0]
         if self.router.uses_evidence:
             return _Undecided(self.router.pool.heads, state=state)
         return self._weighed(self.router.route(state))
@@ -289,6 +293,7 @@ class Unfitted:
     needs_query: bool = False
     needs_hidden_state: bool = False
     needs_first_stage: bool = False
+    hidden_layers: ClassVar[tuple[int, ...]] = ()
     heads: HeadsLike = "all"
     head_set: ClassVar[HeadSet | None] = None
     layers: ClassVar[int | None] = None
@@ -308,13 +313,8 @@ class Unfitted:
         raise NotFittedError(self.message)
 
 
-def _with_method(name: str) -> list[str]:
-    """The head sets that a model's name without a method may mean."""
-    return [f"{method}-{name}" for method in ("core", "qr") if name in names(method)]
-
-
 def shown_heads(heads: HeadsLike | HeadSet) -> str:
     """A short description of a transformer's heads, for its repr."""
-    if isinstance(heads, str) and _NAMED.fullmatch(heads):
+    if is_set_name(heads):
         return repr(heads)
     return describe_heads(heads.ranking.heads if isinstance(heads, HeadSet) else heads)

@@ -41,6 +41,7 @@ def rank(
     """
     source.accept(lists)
     for batch in in_batches(lists, source.batch_size):
+        source.prepare(batch)
         choices = [policy.choose(candidates, source) for candidates in batch]
         windows = {i: found for i, candidates in enumerate(batch) if (found := source.windows(candidates)) is not None}
         at_once = [i for i in range(len(batch)) if i not in windows]

@@ -1,6 +1,7 @@
 """`HeadReranker`: what all re-rankers share; each has a method, which chooses the heads."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +32,8 @@ class HeadReranker(ReadsLists):
     here but ``transform`` and ``fit``.
 
     Required input columns: ``qid``, ``docno`` and either ``head_scores`` with ``head_reading`` (preferred), or
-    ``query`` and ``text_field`` (and ``title_field``). ``rank`` or ``score``, if present, give the candidates' order;
-    ``score`` is required for ``first_stage_weight``.
+    ``query`` and ``text_field`` (and ``title_field``); with an ``index``, ``query`` alone. ``rank`` or ``score``, if
+    present, give the candidates' order; ``score`` is required for ``first_stage_weight``.
 
     Output columns: all input columns, with new ``score`` (float64) and ``rank``. Rows keep their order, which also
     breaks ties. Candidates below ``depth``, and trailing ones without a vector, keep their first-stage order below the
@@ -88,7 +89,9 @@ class HeadReranker(ReadsLists):
                     return reading.settings.document_attention
         return None
 
-    def _scores(self, inp: pd.DataFrame, policy: HeadPolicy, *, by_head: bool = False) -> ScoreSource:
+    def _scores(
+        self, inp: pd.DataFrame, policy: HeadPolicy, *, by_head: bool = False, hidden_layers: Sequence[int] = ()
+    ) -> ScoreSource:
         """The source of a frame's head scores; raises an error without scores or text. Loads nothing yet."""
         check_columns(inp, _USED)  # also raises an error for columns of several levels
         weighed = ["score"] if self._weighs(policy) else []
@@ -96,6 +99,11 @@ class HeadReranker(ReadsLists):
         title = used_title_field(inp.columns, self.title_field, self.text_field)
         text = ["query", self.text_field, *([] if title is None else [title])]
         check_columns(inp, text)
+        if self.index is not None and "head_scores" not in inp.columns:
+            pt.validate.columns(inp, includes=["qid", "query", "docno", *weighed], context=self)
+            return self._index_source(
+                inp, lambda: self._index_reader(policy, hidden_layers, indexed=by_head), by_head=by_head
+            )
         with pt.validate.any(inp, context=self) as mode:
             mode.result_frame(["head_scores", "head_reading", *beside, *weighed], mode="vectors")
             # Vectors that lost their reading must not be ignored silently.
@@ -106,7 +114,7 @@ class HeadReranker(ReadsLists):
                 lambda: self._reader(policy),
                 text_field=self.text_field,
                 title_field=title,
-                batch_size=self.batch_size,
+                batch_size=self._lists_at_once(policy),
                 by_head=by_head,
             )
         if not by_head and self.token_filter is not None and not AGGREGATIONS[self.token_filter].per_head:

@@ -12,11 +12,12 @@ from ..common.locks import cached_property
 from ..common.notices import warn
 from ..heads import HeadsLike, all_heads, is_all, parse_heads
 from ..kernel.aggregate import default_aggregation
+from ..kernel.scores import ListScores
 from ..model.fingerprint import ModelSnapshot
 from ..model.frozen import FrozenLLM
 from ..prompt.build import ListPrompt
 from ..reading.reader import CandidateList, ListReader
-from ..reading.reading import Reading
+from ..reading.reading import Reading, ReadingSettings
 from ..routing.state import QueryState, embed_query
 from .frames import (
     CandidateRows,
@@ -27,6 +28,9 @@ from .frames import (
     vector_rows,
 )
 from .policy import QueryList
+
+LATE_BATCH = 32
+"""Queries that run in one pass at least, in late reading: some 40 tokens each, and no document among them."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,11 @@ class ScoreSource(Protocol):
     def accept(self, lists: Sequence[QueryList]) -> None:
         """Refuse scores that must not be used here, before any are read."""
 
-    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
-        """The hidden state that stands for a query, float32 [hidden size]."""
+    def prepare(self, lists: Sequence[QueryList]) -> None:
+        """Take notice that these lists are next: whatever they can share is done at once."""
+
+    def embed(self, lists: Sequence[QueryList], state: QueryState) -> np.ndarray:
+        """The hidden state that stands for the query of each list, float32 [lists, hidden size]."""
 
     def windows(self, candidates: QueryList) -> Windows | None:
         """None for a list that is read at once."""
@@ -132,13 +139,19 @@ class FrameSource:
                     self._accept(reading)
                     self._accepted[id(reading)] = reading
 
+    def prepare(self, lists: Sequence[QueryList]) -> None:
+        """Nothing can be shared."""
+
     def reading(self, candidates: QueryList) -> Reading:
         """What the vectors of a list's first candidate speak of."""
         reading: Reading = self.frame["head_reading"].iloc[candidates.rows[0]]
         return reading
 
-    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
+    def embed(self, lists: Sequence[QueryList], state: QueryState) -> np.ndarray:
         """From the query by itself, or from ``hidden_state``."""
+        return np.stack([self._embed(candidates, state) for candidates in lists])
+
+    def _embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
         reading = self.reading(candidates)
         if state.source == "tail":
             if state.layer not in reading.hidden_layers:
@@ -249,14 +262,25 @@ class TextSource:
     def accept(self, lists: Sequence[QueryList]) -> None:
         """Text can always be read."""
 
-    def embed(self, candidates: QueryList, state: QueryState) -> np.ndarray:
-        """From the query by itself."""
+    def prepare(self, lists: Sequence[QueryList]) -> None:
+        """In late reading, queries run in one pass."""
+        if self.reader.late_reading:
+            self.reader.prepare([self._prompt(candidates) for candidates in lists])
+
+    def embed(self, lists: Sequence[QueryList], state: QueryState) -> np.ndarray:
+        """From the query by itself; in late reading, from the pass that reads it, which has seen no document."""
+        if state.source == "tail" and self.reader.late_reading:
+            prompts = [self.reader.prompt_without_documents(candidates.known_query) for candidates in lists]
+            return self.reader.hidden_states(prompts, state.layer)
         if state.source == "tail":
             raise ValueError(
                 "this router embeds queries by the column 'hidden_state': put it behind "
                 f"AttentionHeadScorer(hidden_layers=[{state.layer}])"
             )
-        return embed_query(self.reader.llm, candidates.known_query, state, self.reader.snapshot)
+        reader = self.reader
+        return np.stack(
+            [embed_query(reader.llm, candidates.known_query, state, reader.snapshot) for candidates in lists]
+        )
 
     def windows(self, candidates: QueryList) -> Windows | None:
         """For a list-wise list beyond the model's context; warns of the first."""
@@ -289,22 +313,20 @@ class TextSource:
         if not lists:
             return []
         reader = self.reader.with_heads(_union(heads))
+        place = {head: i for i, head in enumerate(reader.heads)}
+        found = []
+        for scores, wanted in zip(self.list_scores(lists, reader), heads, strict=True):
+            columns = None if is_all(wanted) else [place[head] for head in parse_heads(wanted)]
+            found.append(vectors_of(scores, reader.settings, columns, by_head=self._by_head, raw=raw))
+        return found
+
+    def list_scores(self, lists: Sequence[QueryList], reader: ListReader | None = None) -> list[ListScores]:
+        """All that is read of some lists, in one pass, by the source's reader or by one of other heads."""
+        reader = reader or self.reader
         prompts = [self._prompt(candidates) for candidates in lists]
         for candidates, prompt in zip(lists, prompts, strict=True):
             reader.check_length(candidates.qid, prompt)
-        settings, found = reader.settings, []
-        place = {head: i for i, head in enumerate(reader.heads)}
-        aggregation = settings.aggregation
-        if self._by_head and not aggregation.per_head:
-            aggregation = default_aggregation(calibrate=settings.calibrate)
-        for scores, wanted in zip(reader.score(prompts), heads, strict=True):
-            vectors = scores.vectors(aggregation, calibrate=settings.calibrate)
-            if not aggregation.per_head:
-                found.append(HeadVectors(vectors))
-                continue
-            places = range(len(place)) if is_all(wanted) else [place[head] for head in parse_heads(wanted)]
-            found.append(HeadVectors(vectors[:, places], scores.raw[:, places] if raw else None))
-        return found
+        return reader.score(prompts)
 
     def _prompt(self, candidates: QueryList) -> ListPrompt:
         """The prompt of a list; that of a part is made of its list's, so that no document is encoded twice."""
@@ -318,6 +340,34 @@ class TextSource:
             while len(self._prompts) > self.batch_size:
                 del self._prompts[next(iter(self._prompts))]
         return self._prompts[id(candidates)][1]
+
+
+def vectors_of(
+    scores: ListScores,
+    settings: ReadingSettings,
+    columns: Sequence[int] | None = None,
+    *,
+    by_head: bool,
+    raw: bool,
+) -> HeadVectors:
+    """What a list is ranked by, of the scores that were read.
+
+    Args:
+        scores: as read.
+        settings: calibration and filter.
+        columns: places of the heads that are wanted; None for all.
+        by_head: give scores by head where the settings sum the heads first, filtered for each head.
+        raw: give uncalibrated scores too.
+    """
+    aggregation = settings.aggregation
+    if by_head and not aggregation.per_head:
+        aggregation = default_aggregation(calibrate=settings.calibrate)
+    vectors = scores.vectors(aggregation, calibrate=settings.calibrate)
+    if not aggregation.per_head:
+        return HeadVectors(vectors)
+    if columns is None:
+        return HeadVectors(vectors, scores.raw if raw else None)
+    return HeadVectors(vectors[:, columns], scores.raw[:, columns] if raw else None)
 
 
 def query_list(

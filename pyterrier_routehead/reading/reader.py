@@ -17,6 +17,9 @@ from ..prompt.build import Candidate, ListPrompt, PromptBuilder
 from .reading import ModelIdentity, Reading, ReadingSettings
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from ..kernel.late_reader import LateReader
     from ..kernel.scores import ListScores
     from .store import HeadScoreStore
 
@@ -61,6 +64,7 @@ class ListReader:
         self.hidden_layers = tuple(hidden_layers)
         self.store = store if follow_from_stored(settings.aggregation) else None
         self.pattern = PATTERNS[settings.document_attention]
+        self._all_heads = self._stored_heads() if self.store is not None else self.heads
         self._builder = PromptBuilder(
             settings.prompt,
             llm.encoder,
@@ -76,7 +80,27 @@ class ListReader:
         reader.heads = resolve_heads(heads, self.llm.num_layers, self.llm.num_heads)
         if self.store is not None:
             reader.snapshot = self.snapshot  # taken once for all
+        if self.late_reading:
+            reader.late = self.late  # which remembers queries and documents
         return reader
+
+    @property
+    def late_reading(self) -> bool:
+        """Whether queries and documents do not see each other."""
+        return not self.pattern.tail_sees_documents
+
+    def _stored_heads(self) -> tuple[Head, ...]:
+        """All heads of the layers that run, which is what a store keeps."""
+        layers = max(layer for layer in (*(head.layer for head in self.heads), *self.hidden_layers)) + 1
+        return tuple(all_heads(layers, self.llm.num_heads))
+
+    @cached_property
+    def late(self) -> "LateReader":
+        """What reads late, for all heads that readers of this call may ask for."""
+        from ..kernel.late_reader import LateReader
+
+        calibrate = self.settings.calibrate or self.store is not None
+        return LateReader(self.llm, self._all_heads, calibrate=calibrate, hidden_layers=self.hidden_layers)
 
     @cached_property
     def snapshot(self) -> ModelSnapshot:
@@ -96,6 +120,18 @@ class ListReader:
     def length(self, prompt: ListPrompt) -> int:
         """Number of positions that a prompt takes."""
         return positions_taken(self.pattern, prompt)
+
+    def prompt_without_documents(self, query: str) -> ListPrompt:
+        """The prompt of a query, as late reading runs it."""
+        return self._builder.without_documents(query)
+
+    def hidden_states(self, prompts: Sequence[ListPrompt], layer: int) -> "np.ndarray":
+        """The mean hidden state of each query's rows after a layer, in late reading: float32 [queries, hidden size]."""
+        return self.late.hidden_states(prompts, layer)
+
+    def prepare(self, prompts: Sequence[ListPrompt]) -> None:
+        """In late reading, run the queries of some lists in one pass, before they are asked for."""
+        self.late.run(prompts)
 
     def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
         """The prompt of some candidates of a list (by number, best first), without encoding any anew."""
@@ -120,8 +156,8 @@ class ListReader:
             return self._run(prompts, self.heads, self.settings.calibrate)
         from .store import store_key
 
-        layers = max(layer for layer in (*(head.layer for head in self.heads), *self.hidden_layers)) + 1
-        stored = all_heads(layers, self.llm.num_heads)
+        stored = self._stored_heads()
+        layers = len(stored) // self.llm.num_heads
         keys = [store_key(self.snapshot, prompt, self.settings.document_attention) for prompt in prompts]
         looked_up = [self.store.get(key, layers, self.hidden_layers) for key in keys]
         missing = [i for i, scores in enumerate(looked_up) if scores is None]
@@ -145,6 +181,7 @@ class ListReader:
             document_attention=self.settings.document_attention,
             calibrate=calibrate,
             hidden_layers=self.hidden_layers,
+            late=self.late if self.late_reading else None,
         )
 
     def overflows(self, prompt: ListPrompt) -> bool:
@@ -174,7 +211,7 @@ class ListReader:
         Raises:
             ListTooLongError: naming the qid of a query that leaves none.
         """
-        context, alone = self.llm.context_length, self.length(replace(prompt, blocks=[]))
+        context, alone = self.llm.context_length, self.length(replace(prompt, blocks=[], block_capacity=0))
         if context is not None and alone >= context:
             raise ListTooLongError(
                 f"query {qid!r}: the query and the prompt's wording alone take {alone} tokens, but the context of "

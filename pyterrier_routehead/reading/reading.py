@@ -27,7 +27,8 @@ class ReadingSettings:
     Args:
         prompt: the template.
         document_order: ``"best_last"`` (the first candidate stands next to the query) or ``"best_first"``.
-        document_attention: ``"listwise"`` (each document sees those before it) or ``"blockwise"`` (only itself).
+        document_attention: ``"listwise"`` (each document sees those before it), ``"blockwise"`` (only itself) or
+            ``"late"`` (only itself, and the query sees no document).
         max_doc_tokens: title and text of each document are truncated to this many tokens.
         calibrate: subtract what the content-free query pays.
         token_filter: the 2-sigma filter on calibrated tokens: ``"head"`` (per head, so scores add up over heads),

@@ -35,6 +35,7 @@ from ..common.errors import StoreError
 from ..common.paths import absolute_path, read_bytes, reason
 from ..common.schema import parse_json
 from ..common.sharing import SharedArtifact
+from ..kernel.patterns import PATTERNS
 from ..kernel.scores import ListScores
 from ..model.fingerprint import same_weights
 from .entries import NAME, SCORES, STATE, Entry, entry_bytes, entry_name, read_entry
@@ -74,7 +75,10 @@ def store_key(model: "ModelSnapshot", prompt: "ListPrompt", document_attention: 
     shape = [model.total_layers, model.num_heads, model.surroundings]
     about = {"model": model.name, "dtype": model.weights_dtype, "document_attention": document_attention}
     blocks = [[block.ids, block.start, block.stop] for block in prompt.blocks]
-    tokens = [prompt.prefix, blocks, prompt.order, prompt.query, prompt.null]
+    tokens: list[object] = [prompt.prefix, blocks, prompt.order, prompt.query, prompt.null]
+    pattern = PATTERNS[document_attention]
+    if not pattern.tail_sees_documents:  # then the tails' place does not follow from the blocks
+        tokens.append(pattern.tail_position(prompt))
     content = json.dumps([shape, about["dtype"], document_attention, *tokens], separators=(",", ":"))
     digest = hashlib.sha256(content.encode()).hexdigest()
     return StoreKey(digest, model.layer_fingerprint, model.num_heads, about)

@@ -91,7 +91,9 @@ class Extensions:
 
     Args:
         evidence: let the router use features of the list too; see :mod:`~pyterrier_routehead.routing.evidence`.
-        source: ``"query"``: embed the query alone, in one short pass; ``"tail"``: take the column ``hidden_state``.
+        source: ``"query"``: embed the query alone, in one short pass; ``"tail"``: by the pass that reads the heads,
+            from the column ``hidden_state`` or, in late reading, at no cost. None means ``"tail"`` in late reading,
+            else ``"query"``.
         min_heads: minimum number of heads (1).
         weighting: how a query's heads are summed: ``"even"``, as published (the default); by their ``"probability"``;
             or by their ``"logit"``, which may be negative, over the full pool: then heads are standardised within the
@@ -106,7 +108,7 @@ class Extensions:
     """
 
     evidence: bool = False
-    source: str = "query"
+    source: str | None = None
     min_heads: int | None = None
     weighting: str | None = None
     static_heads: int | None = None
@@ -114,7 +116,8 @@ class Extensions:
 
     def __post_init__(self) -> None:
         check_flag("evidence", self.evidence)
-        check_choice("source", self.source, SOURCES)
+        if self.source is not None:
+            check_choice("source", self.source, SOURCES)
         Selection(**self.chosen(), max_heads=1 << 20)  # checks the values; max_heads is not known here
 
     def chosen(self) -> dict[str, Any]:

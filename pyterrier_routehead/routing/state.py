@@ -71,7 +71,7 @@ def encode_queries(
         ListTooLongError: for a query longer than the model's context, quoting its beginning.
         UnsupportedArchitectureError: for a query so long that the model's rotary frequencies would change.
     """
-    from ..kernel.attention import QueryPass
+    from ..kernel.passes import QueryPass
     from ..kernel.score import check_length
 
     check_layer(state.layer, llm)

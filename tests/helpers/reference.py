@@ -2,6 +2,9 @@
 
 The whole prompt goes through the unmodified model at once, with transformers' eager attention and a mask of tokens x
 tokens; the scores are then read off the attention matrices. Nothing of the package is used.
+
+In late reading no row's softmax is that of a forward: prefix and tail run alone, prefix and each document run alone,
+and the rows' softmax is made here, of the queries and keys that the two have given.
 """
 
 import math
@@ -9,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from transformers import AttentionInterface
 
 PREFIX, TAIL = -1, -2
 
@@ -138,10 +142,109 @@ class ReferenceScores:
     hidden: list[np.ndarray]
 
 
+_recorded = []
+
+
+def _recording_attention(module, query, key, value, attention_mask, scaling=None, softcap=None, **_):
+    """Eager attention, written out, that keeps queries and keys."""
+    key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], dim=1) for states in (key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    _recorded.append((query[0].double(), key[0].double(), scaling, softcap))
+    logits = _logits(query, key, scaling, softcap) + attention_mask[..., : key.shape[2]]
+    output = torch.softmax(logits, dim=-1) @ value
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("recording", _recording_attention)
+
+
+def _logits(query, key, scaling, softcap):
+    logits = query @ key.transpose(-1, -2) * scaling
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _run_recording(decoder, ids, positions):
+    """Queries and keys [heads, tokens, dim] of every layer, and every layer's output, of plain causal tokens."""
+    config, states, hooks = decoder.config, [], []
+    stack = decoder.h if hasattr(decoder, "h") else decoder.layers
+    for layer in stack:
+        hooks.append(
+            layer.register_forward_hook(
+                lambda module, args, output: states.append(output[0] if isinstance(output, tuple) else output)
+            )
+        )
+    sequence = Sequence(ids, positions, [TAIL] * len(ids), [False] * len(ids))
+    before = config._attn_implementation
+    config._attn_implementation = "recording"
+    _recorded.clear()
+    try:
+        with torch.no_grad():
+            decoder(
+                input_ids=torch.tensor([ids]),
+                position_ids=torch.tensor([positions]),
+                attention_mask=model_masks(config, sequence, "listwise"),
+                use_cache=False,
+            )
+    finally:
+        config._attn_implementation = before
+        for hook in hooks:
+            hook.remove()
+    return list(_recorded), [state[0].double().numpy() for state in states]
+
+
+def _window(config, layer):
+    types = getattr(config, "layer_types", None)
+    if types:
+        return config.sliding_window if types[layer] == "sliding_attention" else None
+    return getattr(config, "sliding_window", None)
+
+
+def late_attention(decoder, prompt, tail, capacity):
+    """As :func:`attention_to_documents`, for late reading, with the hidden states of the tail's rows."""
+    prefix, position = len(prompt.prefix), len(prompt.prefix) + capacity
+    tail_positions = [position + i for i in range(len(tail))]
+    queries, states = _run_recording(decoder, [*prompt.prefix, *tail], [*range(prefix), *tail_positions])
+    documents = []
+    for block in prompt.blocks:
+        ids = [*prompt.prefix, *block.ids]
+        if not ids:
+            documents.append([(query, key[:, :0], *rest) for query, key, *rest in queries])
+            continue
+        documents.append(_run_recording(decoder, ids, list(range(len(ids))))[0])
+    result = {}
+    for layer, (query, key, scaling, softcap) in enumerate(queries):
+        window = _window(decoder.config, layer)
+        keys = [key[:, :prefix], *(document[layer][1][:, prefix:] for document in documents), key[:, prefix:]]
+        positions = [*range(prefix), *(prefix + i for b in prompt.blocks for i in range(len(b.ids))), *tail_positions]
+        owner = [PREFIX] * prefix + [n for n, b in enumerate(prompt.blocks) for _ in b.ids] + [TAIL] * len(tail)
+        counts = [False] * prefix
+        counts += [b.start <= i < b.stop for b in prompt.blocks for i in range(len(b.ids))] + [False] * len(tail)
+        logits = _logits(query[:, prefix:], torch.cat(keys, dim=1), scaling, softcap)
+        for row, row_position in enumerate(tail_positions):
+            for column, column_position in enumerate(positions):
+                later = owner[column] == TAIL and column_position > row_position
+                if later or (window is not None and row_position - column_position >= window):
+                    logits[:, row, column] = -torch.inf
+        attention = torch.softmax(logits, dim=-1).mean(dim=1).numpy()
+        for head in range(len(attention)):
+            found = [[] for _ in prompt.blocks]
+            for column, number in enumerate(owner):
+                if counts[column]:
+                    found[number].append(float(attention[head, column]))
+            result[layer, head] = found
+    return result, [state[prefix:] for state in states]
+
+
 def reference_scores(decoder, prompt, heads, document_attention, *, own_masks=False):
     """All scores of a prompt; with ``own_masks`` the model makes its masks itself."""
     by_tail, hidden = [], None
     for tail in (prompt.query, prompt.null):
+        if document_attention == "late":
+            capacity = prompt.block_capacity or max(len(block.ids) for block in prompt.blocks)
+            attention, states = late_attention(decoder, prompt, tail, capacity)
+            by_tail.append(attention)
+            hidden = [state.mean(axis=0) for state in states] if hidden is None else hidden
+            continue
         sequence = whole_sequence(prompt, tail, document_attention)
         mask = None if own_masks else model_masks(decoder.config, sequence, document_attention)
         attentions, states = run_model(decoder, sequence, mask)

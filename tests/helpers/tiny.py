@@ -127,7 +127,13 @@ def random_ids(generator: random.Random, count: int) -> list[int]:
 
 
 def random_prompt(
-    seed: int, lengths: list[int], *, best_last: bool = False, query: int = 9, null: int = 6
+    seed: int,
+    lengths: list[int],
+    *,
+    best_last: bool = False,
+    query: int = 9,
+    null: int = 6,
+    capacity: int | None = None,
 ) -> ListPrompt:
     """A prompt of random ids. Each document is its tag (two tokens), this many tokens that count, and a separator."""
     generator = random.Random(seed)
@@ -142,6 +148,7 @@ def random_prompt(
         order=order,
         query=instruction + random_ids(generator, query - 3),
         null=instruction + random_ids(generator, null - 3),
+        block_capacity=capacity,
     )
 
 
@@ -154,7 +161,7 @@ def permuted(prompt: ListPrompt, order: list[int]) -> ListPrompt:
 PROMPTS = [
     # of 30, 17, ... tokens that count: among them a document of one token and one of none
     random_prompt(1, [30, 17, 22, 1, 0, 48], best_last=True),
-    random_prompt(2, [40, 12, 25]),
+    random_prompt(2, [40, 12, 25], capacity=60),
     # very uneven, the longest first or last
     random_prompt(3, [1, 3, 90, 2, 1], best_last=True, query=4, null=11),
 ]

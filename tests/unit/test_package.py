@@ -78,7 +78,7 @@ def test_torch_is_imported_at_the_top_where_tensors_are_alone():
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             if any(name.partition(".")[0] in ("torch", "transformers") for name in names):
                 with_torch.add(module)
-    kernel = {"kernel.exact", "kernel.visibility", "kernel.attention"}
+    kernel = {f"kernel.{name}" for name in ("exact", "visibility", "attention", "passes", "late")}
     assert with_torch == kernel | {"model.twin", "model.engine", "model.check", "routing.training"}
 
 

@@ -281,7 +281,7 @@ def test_f5_published_and_bundled_sets_rank_as_their_papers_do():
 def test_f34_what_comes_with_the_package_has_a_checksum():
     package = Path(named_heads("core", "smollm2-135m").path).parents[1]
     files = [*package.glob("sets/*/head_set.json"), *package.glob("routers/*/router.json")]
-    assert len(files) == 6
+    assert len(files) == 9
     assert all("checksum" in json.loads(file.read_text()) for file in files)
 
 

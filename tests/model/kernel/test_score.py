@@ -8,8 +8,9 @@ from transformers import LlamaModel
 
 from pyterrier_routehead import FrozenLLM, UnsupportedArchitectureError
 from pyterrier_routehead.heads import all_heads
-from pyterrier_routehead.kernel import attention
+from pyterrier_routehead.kernel import passes
 from pyterrier_routehead.kernel import score as kernel
+from pyterrier_routehead.kernel.parts import in_parts
 from pyterrier_routehead.prompt.build import DocumentBlock
 from tiny import random_prompt, tiny_config, tiny_model
 from toys import byte_tokenizer, toy_llm
@@ -36,10 +37,10 @@ def test_blocks_encoded_in_parts_give_the_same(monkeypatch, tokens):
 
 def test_parts_keep_all_blocks_in_order():
     blocks = [DocumentBlock([i] * length, 0, length) for i, length in enumerate([3, 9, 1, 1, 4])]
-    parts = list(kernel._in_parts(blocks, 5))
+    parts = list(in_parts(blocks, 5))
     assert [len(part) for part in parts] == [1, 1, 2, 1]
     assert [block for part in parts for block in part] == blocks
-    assert list(kernel._in_parts([], 5)) == [[]]
+    assert list(in_parts([], 5)) == [[]]
 
 
 def test_two_models_of_one_configuration_in_two_threads():
@@ -65,6 +66,6 @@ def test_what_is_not_finite_says_so():
 def test_heads_read_in_batches_give_the_same(monkeypatch, logits):
     llm = toy_llm()
     expected = scores(llm)
-    monkeypatch.setattr(attention, "_LOGITS_AT_A_TIME_ON_CPU", logits)
+    monkeypatch.setattr(passes, "LOGITS_AT_A_TIME_ON_CPU", logits)
     for own, other in zip(scores(llm), expected, strict=True):
         np.testing.assert_allclose(own.filtered, other.filtered, atol=1e-5)

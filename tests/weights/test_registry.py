@@ -26,10 +26,10 @@ from pyterrier_routehead import (
     named_heads,
     named_router,
     published_heads,
+    registry,
 )
 from pyterrier_routehead.model import default as default_model
-from pyterrier_routehead.ranking import registry
-from pyterrier_routehead.ranking.registry import is_bundled, is_bundled_model, named_model
+from pyterrier_routehead.registry import is_bundled, is_bundled_model, named_model
 from tiny import tiny_model
 from toys import byte_tokenizer, toy_llm, two_queries
 
@@ -103,7 +103,7 @@ def test_what_is_available_is_a_table():
     assert sorted(own["reranker"]) == ["CoReHeadReranker", "QRHeadReranker", "RouteHeadReranker"]
     assert set(own["name"]) == {"smollm2-135m"}
     assert set(own["model"]) == {"HuggingFaceTB/SmolLM2-135M-Instruct"}
-    assert set(own["document_attention"]) == {"listwise, blockwise"}
+    assert set(own["document_attention"]) == {"listwise, blockwise, late"}
     table["name"] = "mine"
     assert "mine" not in set(available()["name"])
 
@@ -170,7 +170,7 @@ def test_published_names_may_leave_out_the_data_that_is_meant_mostly():
         (
             partial(named_heads, "core", "smollm2-135m", "both"),
             ValueError,
-            "document_attention is one of 'listwise', 'blockwise', got 'both'",
+            "document_attention is one of 'listwise', 'blockwise', 'late', got 'both'",
         ),
         (partial(named_router, "smollm2-135m", None), TypeError, "document_attention is one of .*, got None"),
         (partial(named_heads, "core", "phi-4", "both"), ValueError, "document_attention is one of .*, got 'both'"),

