@@ -45,15 +45,14 @@ TEMPERATURES = [0.1, 0.01, 0.001]
 DEPTHS = (20, 100, 1000)
 
 
-def index_of(collection: Collection, llm: FrozenLLM, dtype: str = "int8", heads: object = "all") -> HeadIndex:
-    """The collection's index, made if it is not complete yet."""
-    kind = "all" if isinstance(heads, str) else f"{len(heads)}heads"
-    path = Path(pt.io.pyterrier_home()) / "routehead" / "indices" / f"{collection.name.lower()}-{kind}-{dtype}.heads"
+def index_of(collection: Collection, llm: FrozenLLM) -> HeadIndex:
+    """The collection's index for all heads, made if it is not complete yet."""
+    path = Path(pt.io.pyterrier_home()) / "routehead" / "indices" / f"{collection.name.lower()}-all-int8.heads"
     indexer = HeadIndex(path).indexer(
-        heads, llm=llm, dtype=dtype, title_field=collection.title_field, shard_documents=1024, verbose=True
+        "all", llm=llm, title_field=collection.title_field, shard_documents=1024, verbose=True
     )
     corpus = pt.get_dataset(collection.test)
-    if (index := HeadIndex(path)).exists and len(index) == corpus.get_corpus_iter(verbose=False).__len__():
+    if (index := HeadIndex(path)).exists and len(index) == len(corpus.get_corpus_iter(verbose=False)):
         return index
     return indexer.index(corpus.get_corpus_iter(verbose=False))
 
@@ -207,11 +206,15 @@ def keys(llm: FrozenLLM) -> None:
     for collection in (SCIFACT, COLLECTIONS["Vaswani"]):
         topics, qrels = collection.test_queries()
         first_stage = (collection.first_stage(20))(topics)
-        read = {
-            dtype: StaticHeadReranker(
-                head_set, llm=llm, index=index_of(collection, llm, dtype, head_set.ranking.heads)
-            )(first_stage)
+        documents = first_stage[["docno", *collection.fields]].drop_duplicates("docno").to_dict("records")
+        indexes = {
+            dtype: HeadIndex(Path(pt.io.pyterrier_home()) / "routehead" / "indices" / f"{collection.name}-{dtype}.heads")
+            .indexer(head_set, llm=llm, dtype=dtype, title_field=collection.title_field, verbose=True)
+            .index(documents)
             for dtype in ("float16", "int8")
+        }
+        read = {
+            dtype: StaticHeadReranker(head_set, llm=llm, index=index)(first_stage) for dtype, index in indexes.items()
         }
         start = time.perf_counter()
         read["text"] = StaticHeadReranker(
@@ -221,7 +224,7 @@ def keys(llm: FrozenLLM) -> None:
         expected = read["text"]["score"].to_numpy()
         largest = first_stage.assign(score=np.abs(expected)).groupby("qid")["score"].transform("max").to_numpy()
         for name, ranked in read.items():
-            index = index_of(collection, llm, name, head_set.ranking.heads) if name != "text" else None
+            index = indexes.get(name)
             off = np.abs(ranked["score"].to_numpy() - expected) / largest
             rows.append({
                 "collection": collection.name, "keys": name, "queries": len(topics),
@@ -261,7 +264,8 @@ def ship(llm: FrozenLLM) -> None:
     ]
     core = max(cores, key=lambda method: method.validation_.loc[is_chosen(method), "nDCG@10"].item())
     single = QRHeadReranker(criterion="ndcg@10", detection_data=data).fit(*parts)
-    router = RouteHeadReranker(llm=llm, detection_data=data).fit(*parts)
+    # A pool of fewer heads in the lower layers: on the validation queries as good, and half the index.
+    router = RouteHeadReranker(llm=llm, max_layer=20, pool_size=32, detection_data=data).fit(*parts)
     for found, folder in (
         (core.head_set_, BUNDLED / "sets" / "core-late"),
         (single.head_set_, BUNDLED / "sets" / "ndcg@10-late"),

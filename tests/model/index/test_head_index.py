@@ -90,13 +90,14 @@ def test_int8_takes_about_half_of_float16(index, llm, tmp_path):
     assert keys[0] * 2 * dim == keys[1] * (dim + 2)
 
 
-def test_it_is_an_artifact(index, llm, tmp_path):
+def test_it_is_an_artifact(index, llm, tmp_path, monkeypatch, address):
+    monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
     assert isinstance(pt.Artifact.load(str(index.path)), HeadIndex)
     copy = index.save(tmp_path / "copy")
     assert copy.docnos == index.docnos
     assert copy.check() == 8
-    package = copy.build_package(str(tmp_path / "index.tar.lz4"))
-    loaded = HeadIndex.from_url(package)
+    copy.build_package(verbose=False)
+    loaded = HeadIndex.from_url(f"{address}/copy.tar.lz4")
     assert loaded.docnos == index.docnos
     assert pickle.loads(pickle.dumps(loaded)).docnos == index.docnos
     card = index._hf_readme(repo="me/index", metadata={})
