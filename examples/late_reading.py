@@ -207,8 +207,9 @@ def keys(llm: FrozenLLM) -> None:
         topics, qrels = collection.test_queries()
         first_stage = (collection.first_stage(20))(topics)
         documents = first_stage[["docno", *collection.fields]].drop_duplicates("docno").to_dict("records")
+        folder = Path(pt.io.pyterrier_home()) / "routehead" / "indices"
         indexes = {
-            dtype: HeadIndex(Path(pt.io.pyterrier_home()) / "routehead" / "indices" / f"{collection.name}-{dtype}.heads")
+            dtype: HeadIndex(folder / f"{collection.name}-{dtype}.heads")
             .indexer(head_set, llm=llm, dtype=dtype, title_field=collection.title_field, verbose=True)
             .index(documents)
             for dtype in ("float16", "int8")
