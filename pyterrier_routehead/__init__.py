@@ -50,7 +50,8 @@ from .common.errors import (
 )
 from .detected import CoReHeadReranker, QRHeadReranker
 from .detection.criteria import CRITERIA, Criterion, core_criterion
-from .detection.head_set import Detection, HeadSet
+from .detection.head_set import HeadSet
+from .detection.provenance import Detection
 from .detection.published import PUBLISHED, published_heads
 from .heads import Head
 from .index.head_index import HeadIndex

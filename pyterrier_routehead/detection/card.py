@@ -1,14 +1,26 @@
 """The card of a head set: the README of an upload."""
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from ..model.fingerprint import shown
+from ..reading.reading import ModelIdentity
+from .provenance import Detection
 
-if TYPE_CHECKING:
-    from .head_set import HeadSet
+
+class Described(Protocol):
+    """A head set, as far as its card shows it."""
+
+    k: int | None
+    model: ModelIdentity
+    settings: dict[str, Any]
+    detection: Detection | None
+    version: str
+
+    def __len__(self) -> int:
+        """Number of heads."""
 
 
-def description(head_set: "HeadSet") -> str:
+def description(head_set: Described) -> str:
     """A paragraph that describes the set."""
     rank = "all of which rank" if head_set.k is None else f"of which the first {head_set.k} rank"
     detection = head_set.detection
@@ -20,7 +32,7 @@ def description(head_set: "HeadSet") -> str:
     )
 
 
-def facts(head_set: "HeadSet") -> dict[str, object]:
+def facts(head_set: Described) -> dict[str, object]:
     """The set's properties by name, in the order of the card."""
     model, detection = head_set.model, head_set.detection
     properties: dict[str, object] = {
@@ -41,7 +53,7 @@ def facts(head_set: "HeadSet") -> dict[str, object]:
     return properties | {"pyterrier-routehead": head_set.version}
 
 
-def usage(head_set: "HeadSet", loaded: str) -> str:
+def usage(head_set: Described, loaded: str) -> str:
     """Python code that uses the set, given the expression that loads it."""
     return (
         "from pyterrier_routehead import HeadSet, StaticHeadReranker\n\n"

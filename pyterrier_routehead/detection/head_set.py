@@ -31,36 +31,9 @@ from ..reading.reading import (
 from ..version import __version__
 from .card import description, facts, usage
 from .comparing import check_same_model, check_same_settings
+from .provenance import Detection
 
 _FILE = "head_set.json"
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How the heads of a set were found.
-
-    Args:
-        criterion: name of the criterion.
-        settings: settings of the criterion, and whether it used calibrated scores.
-        data: the name of the judged queries.
-        queries: number of informative queries.
-        source: where a published set comes from: paper and repository.
-        note: remarks for users.
-
-    Raises:
-        TypeError: for a number of queries that is not an integer.
-        ValueError: for a negative number of queries.
-    """
-
-    criterion: str
-    settings: Mapping[str, Any]
-    data: str
-    queries: int
-    source: str = ""
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "queries", check_whole("queries", self.queries, least=0))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from functools import partial
 
 from ..reading.reading import ModelIdentity
 from ..template import paper_settings
-from .head_set import Detection, HeadSet
+from .head_set import HeadSet
+from .provenance import Detection
 
 _MODELS: dict[str, tuple[str, int, int]] = {
     # name: id on the hub, layers, heads per layer

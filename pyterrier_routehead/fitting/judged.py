@@ -9,7 +9,8 @@ import pyterrier as pt
 
 from ..common.progress import with_progress
 from ..detection.criteria import Criterion
-from ..detection.head_set import Detection, HeadSet
+from ..detection.head_set import HeadSet
+from ..detection.provenance import Detection
 from ..evaluation.measures import ideal_dcg, ndcg
 from ..ranking.frames import check_finite
 from ..ranking.policy import Choice, QueryList
