@@ -97,8 +97,8 @@ class Subject:
 
     def queries(self, *, at_once: bool) -> None:
         """The passes of 32 queries that were not asked before."""
+        prompts = [self.reader.prompt(f"{QUERY} {self._asked + 1 + i}") for i in range(32)]
         self._asked += 32
-        prompts = [self.reader.prompt(f"{QUERY} {self._asked + i}") for i in range(32)]
         for some in [prompts] if at_once else [[prompt] for prompt in prompts]:
             self.reader.prepare(some)
 
