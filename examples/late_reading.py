@@ -247,7 +247,7 @@ def sizes(llm: FrozenLLM) -> None:
                      "heads": len(index.heads), "key-value heads": key_heads, "GB": index.size / 1e9,
                      "bytes a document": index.size_per_document,
                      "bytes a token and key-value head": index.size / tokens / key_heads})
-    pd.DataFrame(rows).round(2).to_csv(RESULTS / "sizes.csv", index=False)
+    pd.DataFrame(rows).round(2).to_csv(RESULTS / "indexes.csv", index=False)
 
 
 def ship(llm: FrozenLLM) -> None:
