@@ -20,11 +20,12 @@ from pyterrier_routehead.reading.reading import ModelIdentity, ReadingSettings
 KEY_HEAD = KeyHead(0, 0)
 DESCRIPTION = IndexDescription(
     ModelIdentity("model", ("a",), 1, 1),
+    "around",
     "float32",
     ReadingSettings(document_attention="late"),
     (1, 2),
     9,
-    False,
+    None,
     {Head(0, 0): KEY_HEAD},
     {KEY_HEAD: 4},
     "int8",
@@ -81,9 +82,10 @@ def test_a_shard_without_documents_is_not_written(tmp_path):
 
 def test_links_are_whole_shards(tmp_path):
     shard = write(tmp_path / "one", ["a", "b", "c"])
-    link_shard(shard, tmp_path / "two", 7)
-    (copy,) = open_view(tmp_path / "two", DESCRIPTION).shards
-    assert copy.folder.name.startswith("000007-")
+    other = DESCRIPTION.renewed()
+    link_shard(shard, tmp_path / "two", 7, other.id)
+    (copy,) = open_view(tmp_path / "two", other).shards
+    assert copy.folder.name == "000007"
     assert copy.docnos == ["a", "b", "c"]
     assert not copy.check()
 
