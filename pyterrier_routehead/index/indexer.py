@@ -192,8 +192,8 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
             check_length(llm, len(builder.prefix) + builder.capacity + len(builder.without_documents("").null))
         except (ListTooLongError, UnsupportedArchitectureError) as error:
             raise type(error)(
-                f"{error} (for a document of max_doc_tokens={self._settings.max_doc_tokens} and the content-free query): lower "
-                " max_doc_tokens"
+                f"{error} (for a document of max_doc_tokens={self._settings.max_doc_tokens} and the content-free "
+                "query): lower max_doc_tokens"
             ) from None
 
     def _make(self, wanted: IndexDescription, *, empty: bool) -> None:
@@ -453,4 +453,3 @@ def _some(items: Iterator[_Document], count: int) -> Iterator[list[_Document]]:
             found = []
     if found:
         yield found
-
