@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import ArtifactError, MismatchError
 from ..common.locks import new_lock
-from ..common.paths import absolute_path, reason
+from ..common.paths import absolute_path, read_bytes, reason
 from ..common.saving import replace_description, save_artifact
 from ..common.sharing import SharedArtifact
 from ..heads import Head, HeadsLike
@@ -60,7 +60,7 @@ class HeadIndex(SharedArtifact):
     def __init__(self, path: str | Path) -> None:
         super().__init__(absolute_path("index", path))
         self._known: IndexDescription | None = None
-        self._stamp: tuple[int, ...] = ()
+        self._content = b""
         self._view: IndexView | None = None
         self._lock = new_lock()
 
@@ -89,7 +89,7 @@ class HeadIndex(SharedArtifact):
     def description(self) -> IndexDescription:
         """What its keys are; read again where another index has taken the place of the one that was there."""
         try:
-            status = (self.path / FILE).stat()
+            content = read_bytes(self.path / FILE)
         except (FileNotFoundError, NotADirectoryError):
             raise ArtifactError(
                 f"{self.path} holds no head index: make one by "
@@ -97,11 +97,11 @@ class HeadIndex(SharedArtifact):
             ) from None
         except OSError as error:
             raise ArtifactError(f"{self.path / FILE} cannot be read: {reason(error)}") from None
-        stamp = status.st_ino, status.st_mtime_ns, status.st_size
         with self._lock:
-            if self._known is None or stamp != self._stamp:
+            # By content: a new file may have the inode and the time of the old one.
+            if self._known is None or content != self._content:
                 self._known, self._view = IndexDescription.load(self.path), None
-                self._stamp = stamp
+                self._content = content
             return self._known
 
     @property
