@@ -140,8 +140,9 @@ class RouteHeadReranker(HeadReranker, pt.Estimator):
     tuple of ``"layer-head"`` strings in each row that was re-ranked.
 
     On text, a query is routed before its documents are read, and no layer above the deepest of its heads is run (with
-    the list's evidence, all heads of the pool are read). If a list is ranked in sliding windows, each window has its
-    evidence, and ``routed_heads`` has the heads of the last window that a document was in.
+    the list's evidence, all heads of the pool are read; in late reading, documents are encoded for the pool). If a list
+    is ranked in sliding windows, each window has its evidence, and ``routed_heads`` has the heads of the last window
+    that a document was in.
 
     After ``fit``, ``router_`` is a :class:`HeadRouter`, to be saved and shared; ``labels_`` is the table of pseudo
     labels (heads, nDCG@10 before and after), ``left_out_`` the number of uninformative training lists, and ``report_``

@@ -15,7 +15,7 @@ from ..evaluation.measures import ideal_dcg, ndcg
 from ..ranking.frames import check_finite
 from ..ranking.policy import Choice, QueryList
 from ..ranking.rank import combine
-from ..ranking.sources import ScoreSource, in_batches
+from ..ranking.sources import HeadVectors, ScoreSource, in_batches
 from ..reading.reading import Reading, ReadingSettings
 
 
@@ -157,11 +157,12 @@ def read_judged(
     lists = []
     shown = with_progress(placed, total=len(placed), desc=desc, verbose=verbose)
     batches = in_batches([candidates for candidates, _, _ in placed], source.batch_size)
-    read = (
-        scores
-        for batch in batches
-        for scores in source.read(batch, [reading.heads] * len(batch), raw=raw)
-    )
+
+    def read_batch(batch: Sequence[QueryList]) -> list[HeadVectors]:
+        source.prepare(batch)
+        return source.read(batch, [reading.heads] * len(batch), raw=raw)
+
+    read = (scores for batch in batches for scores in read_batch(batch))
     for (candidates, labels, ideal), scores in zip(shown, read, strict=True):
         check_finite(scores.vectors, candidates.qid)
         lists.append(JudgedList(candidates, labels, ideal, scores.vectors, scores.raw))

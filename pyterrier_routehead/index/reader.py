@@ -7,7 +7,7 @@ import numpy as np
 
 from ..common.errors import MismatchError
 from ..common.locks import cached_property
-from ..heads import Head
+from ..heads import Head, all_heads
 from ..kernel.patterns import Late
 from ..kernel.scores import ListScores
 from ..model.fingerprint import ModelSnapshot
@@ -76,7 +76,8 @@ class IndexReader:
     @property
     def reading(self) -> Reading:
         """What the scores describe."""
-        return Reading(self.index.model, self.heads, self.settings, False, self.hidden_layers)
+        complete = self.heads == tuple(all_heads(self.llm.num_layers, self.llm.num_heads))
+        return Reading(self.index.model, self.heads, self.settings, complete, self.hidden_layers)
 
     def prompt(self, query: str) -> ListPrompt:
         """The prompt of a query."""
@@ -87,10 +88,12 @@ class IndexReader:
         from ..kernel.patterns import positions_taken
         from ..kernel.score import check_length
 
+        if not prompt.query:
+            raise ValueError(f"query {qid!r}: the prompt has no tokens after the documents, so nothing can be read")
         try:
             check_length(self.llm, positions_taken(Late(), prompt))
         except ValueError as error:
-            raise type(error)(f"query {qid!r}: {error}") from None
+            raise type(error)(f"query {qid!r}: {error}: shorten the query") from None
 
     def prepare(self, prompts: Sequence[ListPrompt]) -> None:
         """Run some queries in one pass, before they are asked for."""

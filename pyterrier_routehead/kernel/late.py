@@ -106,6 +106,11 @@ class TailStates:
     key_heads: dict[Head, KeyHead] = field(default_factory=dict)
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the queries."""
+        return sum(states.numel() * states.element_size() for states in self.queries.values())
+
 
 class BlindTailPass:
     """Runs tails, packed behind one prefix, that see the prefix and themselves alone.

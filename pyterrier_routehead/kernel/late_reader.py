@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ..common.notices import warn
 from ..heads import Head
 from ..prompt.build import DocumentBlock, ListPrompt
 from .key_cache import Encodes, KeyCache
@@ -20,7 +21,8 @@ _Tail = tuple[tuple[int, ...], tuple[int, ...], int]
 QUERIES_AT_ONCE = 32
 """Queries that are best run in one pass: some 40 tokens each."""
 
-_REMEMBERED = 2 * QUERIES_AT_ONCE
+_MEMORY = 1 << 28
+"""Bytes of queries' states that are remembered, beside those of one batch."""
 
 
 class LateReader:
@@ -46,6 +48,8 @@ class LateReader:
         self._keys = KeyCache(llm, heads)
         self._queries: OrderedDict[_Tail, TailStates] = OrderedDict()
         self._nulls: dict[_Tail, TailStates] = {}
+        self._most = 0  # queries of one batch
+        self._warned = False
 
     def run(self, prompts: Sequence[ListPrompt]) -> list[TailStates]:
         """The states of some queries; those that are not remembered run in one pass."""
@@ -59,16 +63,24 @@ class LateReader:
                 missing.setdefault((null[0], null[2]), {})[null] = prompt.null
         nulls = {_tail(prompt, prompt.null) for prompt in prompts}
         found = {name: self._queries[name] for name in names if name in self._queries}
+        for name in found:
+            self._queries.move_to_end(name)
         for (prefix, position), tails in missing.items():
             this_pass = BlindTailPass(list(prefix), list(tails.values()), position, self._heads, self._hidden_layers)
             self._llm.forward(this_pass)
             read = dict(zip(tails, this_pass.states, strict=True))
             found.update(read)
             self._nulls.update((name, states) for name, states in read.items() if name in nulls)
-            self._queries.update(read)
-        while len(self._queries) > max(_REMEMBERED, len(names)):
-            self._queries.popitem(last=False)
+            self._queries.update((name, states) for name, states in read.items() if name in names)
+        self._most = max(self._most, len(names))
+        self._forget()
         return [found[name] for name in names]
+
+    def _forget(self) -> None:
+        """Forget the queries that were not asked for longest; those of one batch stay together."""
+        size = sum(states.size for states in self._queries.values())
+        while len(self._queries) > self._most and size > _MEMORY:
+            size -= self._queries.popitem(last=False)[1].size
 
     def score(
         self,
@@ -88,6 +100,7 @@ class LateReader:
         scores = []
         for prompt, tail, keys in zip(prompts, tails, documents, strict=True):
             null = self._nulls[_tail(prompt, prompt.null)] if self._calibrate else None
+            self._warn_of_windows(tail, keys, heads)
             read = late_attention(tail, null, keys, heads, self._llm.input_device)
             scores.append(list_scores(read, keys.order, heads, calibrate=self._calibrate))
         return scores
@@ -104,6 +117,20 @@ class LateReader:
             states = self.run(prompts[start : start + QUERIES_AT_ONCE])
             found += [tail.hidden[layer].cpu().numpy() for tail in states]
         return np.stack(found)
+
+    def _warn_of_windows(self, tail: TailStates, documents: DocumentKeys, heads: Sequence[Head]) -> None:
+        """Warn once where a sliding window hides a document from all rows, so that its score is 0."""
+        if self._warned or not len(documents.lengths):
+            return
+        rules = (tail.rules[layer] for layer in {head.layer for head in heads})
+        windows = [rule.window for rule in rules if rule.window]
+        gap = tail.positions[0] - documents.prefix - int(documents.lengths.min())
+        if windows and gap >= min(windows):
+            self._warned = True
+            warn(
+                f"a sliding window of {min(windows)} positions does not reach from the query to documents of "
+                f"{int(documents.lengths.min())} tokens: their scores are 0 for some heads; lower max_doc_tokens"
+            )
 
     def encoded(self, prompt: ListPrompt) -> DocumentKeys:
         """The keys of a prompt's documents, encoded now unless they are remembered."""

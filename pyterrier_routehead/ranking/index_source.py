@@ -81,7 +81,10 @@ class IndexSource:
                 f"{', '.join(map(repr, examples[:5]))}: index them, or give missing='encode' and their texts"
             )
         if missing.any() and self._text_field is None:
-            raise ValueError("missing='encode' needs the candidates' texts, titles too if the index was made with some")
+            texts = "texts and titles" if self.reader.index.description.titles else "texts"
+            raise ValueError(
+                f"{int(missing.sum())} candidates are not in {self.reader.index}: missing='encode' needs their {texts}"
+            )
         self._compare_texts(rows[~missing], numbers[~missing])
         start = 0
         for candidates in lists:
@@ -91,10 +94,9 @@ class IndexSource:
     def _compare_texts(self, rows: np.ndarray, numbers: np.ndarray) -> None:
         if self._text_field is None or not len(rows):
             return
-        numbers, first = np.unique(numbers, return_index=True)
         indexed = self.reader.view.documents(numbers)["text"]
-        texts = documents(self.frame, rows[first], self._text_field, self._title_field)
-        for row, text, checksum in zip(rows[first], texts, indexed, strict=True):
+        texts = documents(self.frame, rows, self._text_field, self._title_field)
+        for row, text, checksum in zip(rows, texts, indexed, strict=True):
             if text_checksum(text) != checksum:
                 raise ValueError(
                     f"document {self.frame['docno'].iloc[row]!r}: its text in the frame is not what is in "
@@ -104,11 +106,7 @@ class IndexSource:
     def prepare(self, lists: Sequence[QueryList]) -> None:
         """Run the queries of some lists in one pass."""
         self._batch = {}
-        for candidates in lists:
-            prompt = self.reader.prompt(candidates.known_query)
-            self.reader.check_length(candidates.qid, prompt)
-            self._batch[candidates.qid] = prompt
-        self.reader.prepare(list(self._batch.values()))
+        self.reader.prepare([self._prompt(candidates) for candidates in lists])
 
     def embed(self, lists: Sequence[QueryList], state: QueryState) -> np.ndarray:
         """From the pass that reads the query, or from the query by itself."""
@@ -155,5 +153,7 @@ class IndexSource:
 
     def _prompt(self, candidates: QueryList) -> ListPrompt:
         if candidates.qid not in self._batch:
-            self._batch[candidates.qid] = self.reader.prompt(candidates.known_query)
+            prompt = self.reader.prompt(candidates.known_query)
+            self.reader.check_length(candidates.qid, prompt)
+            self._batch[candidates.qid] = prompt
         return self._batch[candidates.qid]

@@ -193,8 +193,12 @@ class ReadsLists(pt.Transformer):
         """Head scores of a frame from the index; its texts are looked at if there are any."""
         index = HeadIndex.of(self.index)
         assert index is not None, "asked for with an index alone"
-        title = used_title_field(inp.columns, self.title_field, self.text_field)
-        comparable = self.text_field in inp.columns and (title in inp.columns) == index.description.titles
+        titles, title = index.description.titles, None
+        if titles:
+            title = used_title_field(inp.columns, self.title_field, self.text_field)
+        elif self.title_field not in (None, "auto"):
+            raise MismatchError(f"title_field={self.title_field!r} was asked for, but {index} was made without titles")
+        comparable = self.text_field in inp.columns and (not titles or title in inp.columns)
         return IndexSource(
             inp,
             open_reader,

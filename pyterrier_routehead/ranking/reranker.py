@@ -11,6 +11,7 @@ import pyterrier as pt
 from ..common.arguments import argument, check_number
 from ..common.errors import MismatchError
 from ..common.progress import with_progress
+from ..index.head_index import HeadIndex
 from ..kernel.aggregate import AGGREGATIONS
 from ..model.frozen import FrozenLLM
 from ..reading.reader import model_identity
@@ -143,6 +144,9 @@ class HeadReranker(ReadsLists):
                 f"title_field={self.title_field!r} was asked for, but head_scores was read with "
                 f"title_field={reading.title_field!r}"
             )
+        if (index := HeadIndex.of(self.index)) is not None:
+            index.description.check_settings(reading.settings, repr(index))
+            index.check_model(reading.model)
         if self.llm is not None:
             reading.check_model(self._models.identity(self.llm))
         if policy.head_set is not None:

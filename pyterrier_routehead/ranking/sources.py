@@ -265,7 +265,10 @@ class TextSource:
     def prepare(self, lists: Sequence[QueryList]) -> None:
         """In late reading, queries run in one pass."""
         if self.reader.late_reading:
-            self.reader.prepare([self._prompt(candidates) for candidates in lists])
+            prompts = [self._prompt(candidates) for candidates in lists]
+            for candidates, prompt in zip(lists, prompts, strict=True):
+                self.reader.check_length(candidates.qid, prompt)
+            self.reader.prepare(prompts)
 
     def embed(self, lists: Sequence[QueryList], state: QueryState) -> np.ndarray:
         """From the query by itself; in late reading, from the pass that reads it, which has seen no document."""

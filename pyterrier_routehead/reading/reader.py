@@ -130,8 +130,12 @@ class ListReader:
         return self.late.hidden_states(prompts, layer)
 
     def prepare(self, prompts: Sequence[ListPrompt]) -> None:
-        """In late reading, run the queries of some lists in one pass, before they are asked for."""
-        self.late.run(prompts)
+        """In late reading, run the queries of some lists in one pass, before they are asked for.
+
+        Not with a store, which may have the lists already, unless the queries' hidden states are wanted anyway.
+        """
+        if self.store is None or self.hidden_layers:
+            self.late.run(prompts)
 
     def part(self, prompt: ListPrompt, candidates: list[int]) -> ListPrompt:
         """The prompt of some candidates of a list (by number, best first), without encoding any anew."""
@@ -198,12 +202,16 @@ class ListReader:
         """
         from ..kernel.score import check_length
 
+        if not prompt.query:
+            raise ValueError(f"query {qid!r}: the prompt has no tokens after the documents, so nothing can be read")
         self.room_for_documents(qid, prompt)
         try:
             check_length(self.llm, self.length(prompt))
         except ValueError as error:
             what = f"query {qid!r} with {len(prompt.blocks)} candidates"
-            raise type(error)(f"{what}: {error}") from None
+            # Late, the tail stands behind the longest block that there could be.
+            remedy = ": lower max_doc_tokens, or shorten the query" if self.late_reading else ""
+            raise type(error)(f"{what}: {error}{remedy}") from None
 
     def room_for_documents(self, qid: str, prompt: ListPrompt) -> int | None:
         """Number of positions that query and markup leave of the model's context; None where no context is known.

@@ -236,7 +236,7 @@ def test_missing_documents_are_named(index, llm):
     more.loc[1, "docno"] = "new"
     with pytest.raises(ValueError, match=r"1 candidates are not in HeadIndex\(.*\), such as 'new'"):
         StaticHeadReranker(HEADS, llm=llm, index=index)(more)
-    with pytest.raises(ValueError, match="missing='encode' needs the candidates' texts"):
+    with pytest.raises(ValueError, match="missing='encode' needs their texts"):
         StaticHeadReranker(HEADS, llm=llm, index=index, missing="encode")(without_text(more))
 
 
