@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def save_artifact(
     name: str,
     description: Mapping[str, Any],
     files: Mapping[str, bytes] | None = None,
+    folders: Sequence[str] = (),
 ) -> Path:
     """Write an artifact to a new folder: its description, its files and the ``pt_meta.json``.
 
@@ -40,6 +41,7 @@ def save_artifact(
         name: the name of the description's file.
         description: the description, with plain values or numpy's.
         files: other files by name.
+        folders: names of empty folders to make beside them.
 
     Returns:
         The folder's absolute path.
@@ -54,11 +56,11 @@ def save_artifact(
     plain = as_plain(dict(description), name)
     contents = {
         **(files or {}),
-        name: _as_json({**plain, "checksum": _checksum(plain)}),
+        name: _with_checksum(plain),
         "pt_meta.json": _as_json(artifact._build_metadata()),
     }
     try:
-        _write_folder(path, contents)
+        _write_folder(path, contents, folders)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and os.path.lexists(path):  # made in the meantime
             raise FileExistsError(f"{path} exists already: choose another path, or remove what lies there") from None
@@ -66,13 +68,31 @@ def save_artifact(
     return path
 
 
-def _write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
+def replace_description(folder: Path, name: str, description: Mapping[str, Any]) -> None:
+    """Put another description in the place of the one that :func:`save_artifact` wrote, at once.
+
+    Raises:
+        ArtifactError: where it cannot be written.
+    """
+    plain = as_plain(dict(description), name)
+    scratch = folder / f".{uuid.uuid4().hex}.tmp"
+    try:
+        scratch.write_bytes(_with_checksum(plain))
+        scratch.replace(folder / name)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise ArtifactError(f"{folder / name} cannot be written: {reason(error)}") from error
+
+
+def _write_folder(path: Path, contents: Mapping[str, bytes], folders: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.parent / f".{uuid.uuid4().hex}.tmp"
     scratch.mkdir()
     try:
         for file, content in contents.items():
             (scratch / file).write_bytes(content)
+        for folder in folders:
+            (scratch / folder).mkdir()
         scratch.rename(path)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -158,6 +178,11 @@ def _plain(value: object) -> object:
 def _as_json(values: object) -> bytes:
     """Plain values as JSON for people to read."""
     return (json.dumps(values, indent=1) + "\n").encode()
+
+
+def _with_checksum(plain: Mapping[str, Any]) -> bytes:
+    """A description as its file holds it."""
+    return _as_json({**plain, "checksum": _checksum(plain)})
 
 
 def _checksum(description: Mapping[str, Any]) -> str:

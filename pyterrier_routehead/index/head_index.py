@@ -2,6 +2,7 @@
 
 import io
 import json
+import numbers
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import ArtifactError, MismatchError
 from ..common.locks import new_lock
-from ..common.paths import absolute_path, reason
-from ..common.saving import save_artifact
+from ..common.paths import absolute_path, read_bytes, reason
+from ..common.saving import replace_description, save_artifact
 from ..common.sharing import SharedArtifact
 from ..heads import Head, HeadsLike
 from ..reading.reading import ModelIdentity, ReadingSettings
@@ -59,6 +60,7 @@ class HeadIndex(SharedArtifact):
     def __init__(self, path: str | Path) -> None:
         super().__init__(absolute_path("index", path))
         self._known: IndexDescription | None = None
+        self._content = b""
         self._view: IndexView | None = None
         self._lock = new_lock()
 
@@ -85,15 +87,22 @@ class HeadIndex(SharedArtifact):
 
     @property
     def description(self) -> IndexDescription:
-        """What its keys are."""
-        if self._known is None:
-            if not self.exists:
-                raise ArtifactError(
-                    f"{self.path} holds no head index: make one by "
-                    f"HeadIndex({str(self.path)!r}).indexer(heads).index(corpus_iter)"
-                )
-            self._known = IndexDescription.load(self.path)
-        return self._known
+        """What its keys are; read again where another index has taken the place of the one that was there."""
+        try:
+            content = read_bytes(self.path / FILE)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(
+                f"{self.path} holds no head index: make one by "
+                f"HeadIndex({str(self.path)!r}).indexer(heads).index(corpus_iter)"
+            ) from None
+        except OSError as error:
+            raise ArtifactError(f"{self.path / FILE} cannot be read: {reason(error)}") from None
+        with self._lock:
+            # By content: a new file may have the inode and the time of the old one.
+            if self._known is None or content != self._content:
+                self._known, self._view = IndexDescription.load(self.path), None
+                self._content = content
+            return self._known
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -113,10 +122,8 @@ class HeadIndex(SharedArtifact):
     def view(self) -> IndexView:
         """The documents that are there now."""
         with self._lock:
-            try:
-                self._view = open_view(self.path / _SHARDS, self.description, self._view)
-            except OSError as error:
-                raise ArtifactError(f"{self.path / _SHARDS} cannot be read: {reason(error)}") from error
+            description = self.description  # first: it forgets the view of another index
+            self._view = open_view(self.path / _SHARDS, description, self._view)
             return self._view
 
     def __len__(self) -> int:
@@ -124,6 +131,8 @@ class HeadIndex(SharedArtifact):
         return len(self.view())
 
     def __contains__(self, docno: object) -> bool:
+        if isinstance(docno, numbers.Integral) and not isinstance(docno, bool):
+            docno = str(docno)  # as a corpus may give it
         return isinstance(docno, str) and bool(self.view().find([docno])[0] >= 0)
 
     def __bool__(self) -> bool:
@@ -185,7 +194,8 @@ class HeadIndex(SharedArtifact):
             max_doc_tokens: title and text are cut to this many tokens; None means as the head set says, else 150.
             dtype: ``"int8"``, or ``"float16"`` at twice the size.
             text_field: the documents' text.
-            title_field: their titles; ``"auto"`` means ``title`` where the first document has one, None no titles.
+            title_field: their titles; ``"auto"`` means ``title`` where the first document has one, None no titles. The
+                first document needs the field, later ones may lack it.
             shard_documents: documents a shard: what is lost, and done again, when the process is killed.
             verbose: whether to show progress; None shows it in a terminal or notebook.
 
@@ -213,8 +223,15 @@ class HeadIndex(SharedArtifact):
             FileExistsError: where the path exists already.
             ArtifactError: where it cannot be written.
         """
-        save_artifact(self, self.path, FILE, description.to_json())
-        self._known = None
+        save_artifact(self, self.path, FILE, description.to_json(), folders=[_SHARDS])
+
+    def redefine(self, description: IndexDescription) -> None:
+        """Make an index without documents another one.
+
+        Raises:
+            ArtifactError: where it cannot be written.
+        """
+        replace_description(self.path, FILE, description.to_json())
 
     @property
     def shards(self) -> Path:
@@ -228,8 +245,11 @@ class HeadIndex(SharedArtifact):
         Raises:
             FileExistsError: where the path exists already.
             MismatchError: for indexes that were made otherwise than the first, naming the difference.
+            TypeError: for one index instead of a list.
             ValueError: for no index, or a document that is in two of them, by docno.
         """
+        if isinstance(indexes, str | Path | HeadIndex):
+            raise TypeError(f"indexes is a list of indexes, got {indexes!r}")
         given = [index if isinstance(index, HeadIndex) else cls(index) for index in indexes]
         if not given:
             raise ValueError("there is no index to merge")
@@ -243,10 +263,11 @@ class HeadIndex(SharedArtifact):
                     raise ValueError(f"document {docno!r} is in {owner[docno]} and in {index}")
                 owner[docno] = index
         merged = cls(path)
-        merged.create(given[0].description)
+        description = given[0].description.renewed()
+        merged.create(description)
         shards: list[Shard] = [shard for view in views for shard in view.shards]
         for number, shard in enumerate(shards):
-            link_shard(shard, merged.shards, number)
+            link_shard(shard, merged.shards, number, description.id)
         return merged
 
     def check_model(self, model: ModelIdentity) -> None:
@@ -267,7 +288,10 @@ class HeadIndex(SharedArtifact):
     def _package_files(self) -> Iterator[tuple[str, str | io.BytesIO]]:
         """What is uploaded: not what is being written."""
         yield FILE, str(self.path / FILE)
-        for shard in self.view().shards:
+        shards = self.view().shards
+        if not shards:
+            yield f"{_SHARDS}/.empty", io.BytesIO()  # a package has no empty folders
+        for shard in shards:
             for file in sorted(shard.folder.iterdir()):
                 yield str(file.relative_to(self.path)), str(file)
         yield "pt_meta.json", io.BytesIO(json.dumps(self._build_metadata()).encode())

@@ -6,14 +6,17 @@ import numbers
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 
 from ..common.arguments import check_choice, check_flag, check_text, check_whole
+from ..common.errors import ListTooLongError, MismatchError, UnsupportedArchitectureError
+from ..common.notices import warn
 from ..common.progress import with_progress
 from ..detection.head_set import HeadSet
 from ..heads import Head, HeadsLike, is_all, parse_heads, resolve_heads
@@ -23,12 +26,12 @@ from ..model.frozen import FrozenLLM
 from ..prompt.build import Candidate, PromptBuilder
 from ..reading.reader import model_identity
 from ..reading.reading import ModelIdentity, ReadingSettings, resolve_settings
-from ..registry import set_by_name
+from ..registry import is_bundled_model, named_model, set_by_name
 from ..routing.router import HeadRouter
 from ..template import PromptTemplate
 from .description import IndexDescription
 from .quantising import DTYPES, as_rows
-from .shard import DOCUMENT, ShardWriter
+from .shard import DOCUMENT, ShardWriter, why_no_docno
 from .view import IndexView
 
 _TOKENS_AT_ONCE = 1 << 14
@@ -69,6 +72,9 @@ class Writable(Protocol):
     def create(self, description: IndexDescription) -> None:
         """Make it, without documents."""
 
+    def redefine(self, description: IndexDescription) -> None:
+        """Make it another one, while it has no documents."""
+
 
 _Index = TypeVar("_Index", bound=Writable)
 
@@ -91,8 +97,9 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
         verbose: bool | None = None,
     ) -> None:
         self._index = index
+        self._bundled = False
         if (named := set_by_name(heads, Late.name)) is not None:
-            heads = named[0]
+            heads, self._bundled = named
         self._head_set = heads.pool if isinstance(heads, HeadRouter) else None
         self._heads: HeadsLike = "all"
         if isinstance(heads, HeadSet):
@@ -134,19 +141,26 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
         not finished is done again. Documents that are new are appended.
 
         Args:
-            iter: dictionaries with ``docno`` and texts.
+            iter: dictionaries with ``docno`` and texts, or a frame of them. Without any, an index is made that the
+                first documents may define anew.
 
         Returns:
             the index.
 
         Raises:
+            ArtifactError: where the index cannot be read or written, naming the file.
+            ListTooLongError: where a document of the length that the index is to allow does not fit into the context.
             MismatchError: where there is an index that was made otherwise, naming the difference.
-            TypeError: naming document and field of what is no string.
-            ValueError: naming a document that comes twice, or that is in the index with another text.
+            TypeError: for what is no corpus; naming document and field of what is no string.
+            ValueError: naming a document that comes twice, that is in the index with another text, that has a title
+                although the first had none, or whose docno cannot be kept.
         """
-        corpus = _peeked(iter)
+        records = _records(iter)
+        corpus = _peeked(records)
         first = next(corpus)
         title_field = self._title_field(first)
+        if first is not None:  # before anything is written
+            self._document(first, title_field)
         llm = self._open()
         heads = tuple(dict.fromkeys(resolve_heads(self._heads, llm.num_layers, llm.num_heads)))
         builder = PromptBuilder(
@@ -156,20 +170,49 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
             numbered=Late.numbered,
             max_doc_tokens=self._settings.max_doc_tokens,
         )
-        description = self._description(llm, builder, heads, titles=title_field is not None)
-        if self._index.exists:
-            self._index.description.check_same(description, repr(self._index))
-        else:
-            self._index.create(description)
-        self._index.shards.mkdir(exist_ok=True)
+        self._check_length(llm, builder)
+        wanted = self._description(llm, builder, heads, title_field)
+        self._make(wanted, empty=first is None)
+        description = self._index.description
         self._sweep()
-        total = len(iter) if isinstance(iter, Sized) else None
+        total = len(records) if isinstance(records, Sized) else None
         shown: Iterable[Mapping[str, Any] | None] = with_progress(
             corpus, total=total, desc=repr(self._index), unit="doc", verbose=self._verbose
         )
         documents = (self._document(found, title_field) for found in shown if found is not None)
         self._write(documents, llm, builder, description, heads)
         return self._index
+
+    def _check_length(self, llm: FrozenLLM, builder: PromptBuilder) -> None:
+        """Refuse documents that no query could be put after."""
+        from ..kernel.score import check_length
+
+        assert builder.capacity is not None, "an index truncates"
+        try:
+            check_length(llm, len(builder.prefix) + builder.capacity + len(builder.without_documents("").null))
+        except (ListTooLongError, UnsupportedArchitectureError) as error:
+            raise type(error)(
+                f"{error} (for a document of max_doc_tokens={self._settings.max_doc_tokens} and the content-free "
+                "query): lower max_doc_tokens"
+            ) from None
+
+    def _make(self, wanted: IndexDescription, *, empty: bool) -> None:
+        """Make the index if there is none; refuse one that was made otherwise, unless it has no documents."""
+        if not self._index.exists:
+            try:
+                self._index.create(wanted)
+            except FileExistsError:
+                if not self._index.exists:  # else another process was quicker
+                    raise
+        there = self._index.description
+        if empty and self._fields[1] == "auto":  # whether there are titles is not known
+            wanted = replace(wanted, title_field=there.title_field)
+        try:
+            there.check_same(wanted, repr(self._index))
+        except MismatchError:
+            if len(self._index.view()):
+                raise
+            self._index.redefine(wanted)
 
     def _write(
         self,
@@ -215,33 +258,41 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
                 writer.add([document.docno for document in part], about, joined)
                 complete = True
                 if len(writer) >= self._shard_documents:
-                    self._finish(writer, known)
-                    writer = None
+                    whole, writer = writer, None
+                    self._finish(whole, description, known)
         except BaseException:
             if writer is not None:
                 if complete:  # what is encoded is not lost
-                    self._finish(writer, known)
+                    self._finish(writer, description, known)
                 else:
                     writer.discard()
             raise
         if writer is not None:
-            self._finish(writer, known)
+            self._finish(writer, description, known)
 
-    def _finish(self, writer: ShardWriter, known: set[str]) -> None:
-        """Put a shard in its place, and its name among the known ones."""
-        now = self._index.view()
-        others = [shard for shard in now.shards if shard.folder.name not in known]
-        if others:
-            there = IndexView(others, now.description).find(writer.docnos)
-            if (there >= 0).any():
-                docno = writer.docnos[int(np.argmax(there >= 0))]
+    def _finish(self, writer: ShardWriter, description: IndexDescription, known: set[str]) -> None:
+        """Put a shard in its place, and its name among the known ones.
+
+        It becomes the shard after the last one that is there, and only one process can make a shard of a number. So
+        whoever comes later has seen all shards before.
+        """
+        while True:
+            now = self._index.view()
+            problem = None
+            if now.description.id != description.id:
+                problem = f"{self._index} was made anew by another process meanwhile"
+            elif others := [shard for shard in now.shards if shard.folder.name not in known]:
+                there = IndexView(others, now.description).find(writer.docnos)
+                if (there >= 0).any():
+                    docno = writer.docnos[int(np.argmax(there >= 0))]
+                    problem = f"document {docno!r} was written into {self._index} by another process meanwhile"
+            if problem is not None:
                 writer.discard()
-                raise ValueError(
-                    f"document {docno!r} was written into {self._index} by another process meanwhile: let one process "
-                    "write an index, or several one each, and merge them"
-                )
-        last = max((int(shard.folder.name.partition("-")[0]) for shard in now.shards), default=-1)
-        known.add(writer.finish(last + 1).name)
+                raise ValueError(f"{problem}: let one process write an index, or several one each, and merge them")
+            last = max((int(shard.folder.name) for shard in now.shards), default=-1)
+            with contextlib.suppress(FileExistsError):  # another process was quicker: look again
+                known.add(writer.finish(last + 1).name)
+                return
 
     def _new(self, documents: Iterator[_Document], view: IndexView) -> Iterator[_Document]:
         """The documents that are not in the index."""
@@ -264,7 +315,15 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
             docno = str(docno)
         if not isinstance(docno, str):
             raise TypeError(f"a document of the corpus has the docno {docno!r}, which is neither a string nor a number")
+        if (problem := why_no_docno(docno)) is not None:
+            raise ValueError(f"a document of the corpus has the docno {docno!r}, which cannot be kept: {problem}")
         text = self._text(docno, found, self._fields[0])
+        passed_over = title_field is None and self._fields[1] == "auto" and self._fields[0] != "title"
+        if passed_over and self._text(docno, found, "title", needed=False):
+            raise ValueError(
+                f"document {docno!r} has a title, but the first document of the corpus had none: give "
+                "title_field='title', with a title (it may be empty) in the first document, or title_field=None"
+            )
         title = "" if title_field is None else self._text(docno, found, title_field, needed=False)
         candidate = Candidate(text, title)
         return _Document(docno, candidate, text_checksum(candidate))
@@ -274,7 +333,7 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
         if field not in found and needed:
             raise ValueError(f"document {docno!r} has no {field!r}: it has {', '.join(map(str, found))}")
         value = found.get(field)
-        if value is None or (isinstance(value, float) and value != value):
+        if value is None or value is pd.NA or (isinstance(value, float) and value != value):
             return ""
         if not isinstance(value, str):
             raise TypeError(f"document {docno!r}: {field!r} is no string, but {type(value).__name__}")
@@ -283,22 +342,33 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
     def _title_field(self, first: Mapping[str, Any] | None) -> str | None:
         text, title = self._fields
         if title != "auto":
+            if title is not None and first is not None and title not in first:
+                raise ValueError(
+                    f"document {first.get('docno')!r}, the first of the corpus, has no {title!r}: it has "
+                    f"{', '.join(map(str, first))}; title_field=None reads no titles"
+                )
             return title
         return "title" if first is not None and "title" in first and text != "title" else None
 
     def _open(self) -> FrozenLLM:
-        named: ModelIdentity | None = None if self._head_set is None else self._head_set.model
+        named: ModelIdentity | None = None
+        if self._head_set is not None:
+            named = named_model(self._head_set, self._bundled)
         layers = None if is_all(self._heads) else 1 + max(head.layer for head in parse_heads(self._heads))
         if self._llm is None and named is not None:
             llm = FrozenLLM.of(named.name, revision=named.revision, tokenizer=named.tokenizer, max_layers=layers)
         else:
             llm = FrozenLLM.of(self._llm, max_layers=layers)
         if self._head_set is not None:
-            self._head_set.check_model(model_identity(llm))
+            model = model_identity(llm)
+            if not self._bundled or not is_bundled_model(model.name):
+                self._head_set.check_model(model)
+            elif not self._head_set.model.is_same(model):
+                warn(f"the bundled heads were found in {self._head_set.model}, not in {model}")
         return llm
 
     def _description(
-        self, llm: FrozenLLM, builder: PromptBuilder, heads: tuple[Head, ...], *, titles: bool
+        self, llm: FrozenLLM, builder: PromptBuilder, heads: tuple[Head, ...], title_field: str | None
     ) -> IndexDescription:
         """What the index will be; one short document tells whose keys the heads attend by, and their sizes."""
         from ..kernel.key_cache import key_passes
@@ -307,11 +377,12 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
         assert builder.capacity is not None, "an index truncates"
         return IndexDescription(
             model_identity(llm),
+            llm.snapshot().surroundings,
             llm.weights_dtype,
             self._settings,
             tuple(builder.prefix),
             builder.capacity,
-            titles,
+            title_field,
             {head: this_pass.key_heads[head] for head in heads},
             {key_head: keys.shape[1] for key_head, keys in this_pass.keys.items()},
             self._dtype,
@@ -320,9 +391,11 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
     def _sweep(self) -> None:
         """Remove what killed processes were writing."""
         with contextlib.suppress(OSError):
-            for left in self._index.shards.glob(".*"):
-                if time.time() - left.stat().st_mtime > _ABANDONED:
-                    shutil.rmtree(left, ignore_errors=True)
+            for left in filter(Path.is_dir, self._index.shards.glob(".*")):
+                with contextlib.suppress(FileNotFoundError):  # it is finished, or swept by another
+                    newest = max(entry.stat().st_mtime for entry in (left, *left.iterdir()))
+                    if time.time() - newest > _ABANDONED:
+                        shutil.rmtree(left, ignore_errors=True)
 
 
 def text_checksum(candidate: Candidate) -> int:
@@ -331,9 +404,39 @@ def text_checksum(candidate: Candidate) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+def _records(corpus: object) -> Iterable[Mapping[str, Any]]:
+    """A corpus as dictionaries; a frame's rows.
+
+    Raises:
+        TypeError: for what is no corpus.
+    """
+    if isinstance(corpus, pd.DataFrame):
+        rows: list[Any] = corpus.to_dict("records")
+        return rows
+    if isinstance(corpus, str | bytes | Mapping | pd.Series) or not isinstance(corpus, Iterable):
+        raise TypeError(f"a corpus is an iterable of dictionaries with docno and text, got {_shown(corpus)}")
+    return corpus
+
+
+def _record(found: object) -> Mapping[str, Any]:
+    """A document of a corpus.
+
+    Raises:
+        TypeError: for what is no dictionary.
+    """
+    if not isinstance(found, Mapping):
+        raise TypeError(f"a corpus is an iterable of dictionaries with docno and text, this one gives {_shown(found)}")
+    return found
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:60] + '…'}"
+
+
 def _peeked(corpus: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any] | None]:
     """The first document, or None, to look at; then all of them."""
-    documents = iter(corpus)
+    documents = map(_record, corpus)
     first = next(documents, None)
     yield first
     if first is not None:
@@ -350,4 +453,3 @@ def _some(items: Iterator[_Document], count: int) -> Iterator[list[_Document]]:
             found = []
     if found:
         yield found
-

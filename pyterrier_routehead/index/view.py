@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..common.errors import ArtifactError
+from ..common.paths import reason
 from ..kernel.keys import DocumentKeys, KeyHead
 from .description import IndexDescription
-from .quantising import as_keys
+from .quantising import as_keys, row_dtype
 from .shard import DOCUMENT, Shard
 
 if TYPE_CHECKING:
@@ -80,14 +82,23 @@ class IndexView:
         ends = begins + documents["tokens"]
 
         def pieces(key_head: KeyHead, tokens: int) -> Iterator["torch.Tensor"]:
+            size = row_dtype(self.description.dtype, self.description.dims[key_head]).itemsize
             start = 0
             while start < len(numbers):
                 stop, count = start, 0
                 while stop < len(numbers) and (stop == start or count + ends[stop] - begins[stop] <= tokens):
                     count += ends[stop] - begins[stop]
                     stop += 1
-                rows = [self.shards[owner[i]].rows(key_head)[begins[i] : ends[i]] for i in range(start, stop)]
-                yield as_keys(np.concatenate(rows), self.description.dtype, device)
+                # Copied shard by shard: slices would keep the files of all shards open.
+                rows, at = np.empty((int(count), size), np.uint8), 0
+                for i in range(start, stop):
+                    if i == start or owner[i] != owner[i - 1]:
+                        of_shard = self.shards[owner[i]].rows(key_head)
+                    end = at + int(ends[i] - begins[i])
+                    rows[at:end] = of_shard[begins[i] : ends[i]]
+                    at = end
+                del of_shard
+                yield as_keys(rows, self.description.dtype, device)
                 start = stop
 
         prefix = len(self.description.prefix)
@@ -100,11 +111,18 @@ class IndexView:
 
 
 def open_view(folder: Path, description: IndexDescription, before: IndexView | None = None) -> IndexView:
-    """The shards that are in a folder now; those of an earlier view are not opened again."""
+    """The shards that are in a folder now; those of an earlier view are not opened again.
+
+    Raises:
+        ArtifactError: where the folder is missing, or a shard damaged or of another index; the message names it.
+    """
     known = {} if before is None else {shard.folder.name: shard for shard in before.shards}
-    if not folder.exists():  # nothing has been written yet
-        return IndexView([], description)
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} is missing: the index is damaged, or was moved away") from None
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be read: {reason(error)}") from error
     if before is not None and names == list(known):
         return before
     return IndexView([known.get(name) or Shard(folder / name, description) for name in names], description)
