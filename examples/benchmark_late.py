@@ -207,7 +207,6 @@ def random_index(like: HeadIndex, path: Path, gigabytes: int) -> HeadIndex:
     """An index of the same description with random keys: one shard written, then linked and copied."""
     index = HeadIndex(path)
     index.create(like.description)
-    index.shards.mkdir()
     view = like.view()
     count = len(view)
     number, rng = 0, np.random.default_rng(0)

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..common.errors import MismatchError
 from ..common.locks import cached_property
+from ..common.notices import warn
 from ..heads import Head, all_heads
 from ..kernel.patterns import Late
 from ..kernel.scores import ListScores
@@ -50,8 +51,16 @@ class IndexReader:
         self.heads = tuple(heads)
         self.settings = settings
         self.hidden_layers = tuple(hidden_layers)
-        description = index.description
+        self.view = index.view()  # first, so that an index that is replaced meanwhile is noticed
+        description = self.view.description
         index.check_model(model_identity(llm))
+        if llm.weights_dtype == description.weights_dtype:
+            description.check_surroundings(self.snapshot.surroundings, repr(index))
+        else:
+            warn(
+                f"{index} was made in {description.weights_dtype}, but queries are run in {llm.weights_dtype}: scores "
+                "are not quite those of either"
+            )
         description.check_settings(settings, repr(index))
         description.check_heads(self.heads, repr(index))
         self._builder = PromptBuilder(
@@ -63,7 +72,6 @@ class IndexReader:
         )
         if (tuple(self._builder.prefix), self._builder.capacity) != (description.prefix, description.block_capacity):
             raise MismatchError(f"{index} was made with another tokenizer or chat template than that of {llm.name}")
-        self.view = index.view()
         from ..kernel.late_reader import LateReader
 
         self._late = LateReader(llm, self.heads, calibrate=settings.calibrate, hidden_layers=self.hidden_layers)
@@ -76,8 +84,9 @@ class IndexReader:
     @property
     def reading(self) -> Reading:
         """What the scores describe."""
+        title = self.index.description.title_field
         complete = self.heads == tuple(all_heads(self.llm.num_layers, self.llm.num_heads))
-        return Reading(self.index.model, self.heads, self.settings, complete, self.hidden_layers)
+        return Reading(self.index.model, self.heads, self.settings, complete, self.hidden_layers, title)
 
     def prompt(self, query: str) -> ListPrompt:
         """The prompt of a query."""

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,11 @@ class ShardWriter:
         import npids
 
         np.save(self._scratch / _DOCUMENTS, np.concatenate(self._documents))
-        # npids cannot look a docno up where it is the only one.
-        docnos = self.docnos if len(self.docnos) > 1 else [*self.docnos, f"not {self.docnos[0]}"]
+        docnos = self.docnos
+        if len(docnos) == 1 or not all(docno.isascii() for docno in docnos):
+            # npids cannot look up a docno that is the only one, nor docnos whose common beginning ends inside a letter.
+            known = set(docnos)
+            docnos = [*docnos, next(extra for extra in map("~{}".format, count()) if extra not in known)]
         npids.Lookup.build(docnos, str(self._scratch / _DOCNOS), return_self=False)
         for name in (_DOCUMENTS, _DOCNOS):
             self._checksums[name] = _crc(self._scratch / name)

@@ -36,8 +36,8 @@ def writer(path) -> subprocess.Popen:
 
 
 def complete(path) -> HeadIndex:
-    process = writer(path)
-    _, errors = process.communicate()
+    with writer(path) as process:
+        _, errors = process.communicate()
     assert process.returncode == 0, errors
     return HeadIndex(path)
 
@@ -57,11 +57,11 @@ def test_an_index_that_was_killed_thirty_times_is_the_same(tmp_path):
     expected = complete(tmp_path / "whole")
     path, rng, partial = tmp_path / "killed", random.Random(7), 0
     for _ in range(30):
-        process = writer(path)
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0, 1.2))
-        process.kill()
-        process.communicate()
+        with writer(path) as process:
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(rng.uniform(0, 5))
+            process.kill()
+            process.communicate()
         if HeadIndex(path).exists:
             index = HeadIndex(path)
             assert index.docnos == expected.docnos[: len(index)]  # nothing lost, nothing twice
@@ -99,5 +99,7 @@ def test_two_processes_read_while_one_appends(tmp_path):
         assert time.monotonic() - start < 120
         time.sleep(0.3)
     assert [process.returncode for process in readers] == [0, 0]
+    for process in readers:
+        process.communicate()
     assert index.check() == number
     assert np.isfinite(StaticHeadReranker(HEADS, llm=llm, index=index)(candidates)["score"]).all()

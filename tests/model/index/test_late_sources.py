@@ -1,11 +1,14 @@
 """Late reading and indexes behind the transformers: what is checked, how many passes are run, what is warned of."""
 
+import copy
+
 import numpy as np
 import pytest
 
 from pyterrier_routehead import (
     AttentionHeadScorer,
     CoReHeadReranker,
+    FrozenLLM,
     HeadIndex,
     ICRReranker,
     ListTooLongError,
@@ -13,7 +16,8 @@ from pyterrier_routehead import (
     PromptTemplate,
     StaticHeadReranker,
 )
-from toys import frame, toy_llm, two_queries
+from tiny import tiny_model
+from toys import byte_tokenizer, frame, toy_llm, two_queries
 
 HEADS = "1-0,2-3,0-2,2-2"
 FRAME = two_queries()
@@ -105,6 +109,34 @@ def test_lists_in_a_store_need_no_pass(llm, passes, tmp_path):
     passes.clear()
     assert reranker(FRAME)["score"].tolist() == expected["score"].tolist()
     assert not passes
+
+
+def test_other_surroundings_are_refused_and_another_dtype_warns(index, llm):
+    rope = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4}
+    model = tiny_model("Llama", max_position_embeddings=4096, rope_parameters=rope)
+    with pytest.raises(MismatchError, match="another configuration or other embeddings"):
+        StaticHeadReranker(HEADS, llm=FrozenLLM(model, tokenizer=byte_tokenizer()), index=index)(without_text())
+    halved = FrozenLLM(copy.deepcopy(llm.model).bfloat16(), tokenizer=byte_tokenizer())
+    with pytest.warns(UserWarning, match="was made in float32, but queries are run in bfloat16"):
+        StaticHeadReranker(HEADS, llm=halved, index=index)(without_text())
+
+
+def test_a_part_of_the_model_has_the_same_surroundings(index, llm):
+    shallow = FrozenLLM(llm.model, tokenizer=byte_tokenizer(), max_layers=3)
+    expected = StaticHeadReranker(HEADS, llm=llm, index=index)(without_text())
+    found = StaticHeadReranker(HEADS, llm=shallow, index=index)(without_text())
+    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-6)
+
+
+def test_the_reading_says_that_titles_were_read(llm, tmp_path):
+    titled = FRAME.assign(title=[f"title {i}" for i in range(8)])
+    records = titled[["docno", "title", "text"]].to_dict("records")
+    index = HeadIndex(tmp_path / "i").indexer(HEADS, llm=llm).index(records)
+    scored = AttentionHeadScorer(llm=llm, index=index)(without_text())
+    assert scored["head_reading"].iloc[0].title_field == "title"
+    StaticHeadReranker("1-0", title_field="title")(scored)
+    with pytest.raises(MismatchError, match="title_field=None was asked for"):
+        StaticHeadReranker("1-0", title_field=None)(scored)
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "GPT2"])

@@ -63,6 +63,8 @@ DOCNOS = st.lists(
 @given(DOCNOS)
 @example([""])
 @example(["0", "00", "000"])
+@example(["À", "Á"])
+@example(["~0"])
 @example([str(i) for i in range(300)])
 @example([f"d{i:04d}" for i in range(300)] + ["d0300x"])
 @settings(max_examples=60, deadline=None)
