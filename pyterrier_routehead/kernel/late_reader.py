@@ -119,17 +119,17 @@ class LateReader:
         return np.stack(found)
 
     def _warn_of_windows(self, tail: TailStates, documents: DocumentKeys, heads: Sequence[Head]) -> None:
-        """Warn once where a sliding window hides a document from all rows, so that its score is 0."""
+        """Warn once where a sliding window hides all documents of a list from all rows, so that their scores are 0."""
         if self._warned or not len(documents.lengths):
             return
         rules = (tail.rules[layer] for layer in {head.layer for head in heads})
         windows = [rule.window for rule in rules if rule.window]
-        gap = tail.positions[0] - documents.prefix - int(documents.lengths.min())
-        if windows and gap >= min(windows):
+        longest = int(documents.lengths.max())
+        if windows and tail.positions[0] - (documents.prefix + longest - 1) >= min(windows):
             self._warned = True
             warn(
-                f"a sliding window of {min(windows)} positions does not reach from the query to documents of "
-                f"{int(documents.lengths.min())} tokens: their scores are 0 for some heads; lower max_doc_tokens"
+                f"a sliding window of {min(windows)} positions does not reach from the query to documents of up to "
+                f"{longest} tokens: their scores are 0 for some heads; lower max_doc_tokens"
             )
 
     def encoded(self, prompt: ListPrompt) -> DocumentKeys:
