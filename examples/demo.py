@@ -90,7 +90,8 @@ def table_of(
             if name != "BM25":
                 row["p against BM25"] = stats.ttest_rel(values["nDCG@10"], ndcg["BM25"].loc[values.index]).pvalue
         rows.append(row | {"ms a query": 1000 * seconds})
-    return pd.DataFrame(rows), ndcg
+    table = pd.DataFrame(rows)
+    return table.astype({"queries": "Int64"}) if "queries" in table else table, ndcg
 
 
 def draw(table: pd.DataFrame, file: Path) -> None:
