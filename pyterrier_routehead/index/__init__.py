@@ -7,6 +7,7 @@ It imports ``routing`` and those above it; no torch before keys are written or r
 ``description``  what an index says it is
 ``shard``        some documents' keys, in files that are mapped into memory
 ``view``         the documents of all shards that are there at one moment
+``corpus``       documents of a corpus, as they are indexed
 ``indexer``      what writes one from a corpus
 ``head_index``   `HeadIndex`, a PyTerrier artifact
 ``reader``       reads candidate lists from one

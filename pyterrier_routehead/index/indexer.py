@@ -1,17 +1,14 @@
 """Writes a head index from a corpus."""
 
 import contextlib
-import hashlib
-import numbers
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import pandas as pd
 import pyterrier as pt
 
 from ..common.arguments import check_choice, check_flag, check_text, check_whole
@@ -29,9 +26,10 @@ from ..reading.reading import ModelIdentity, ReadingSettings, resolve_settings
 from ..registry import is_bundled_model, named_model, set_by_name
 from ..routing.router import HeadRouter
 from ..template import PromptTemplate
+from .corpus import CorpusFields, Document, peeked, records
 from .description import IndexDescription
 from .quantising import DTYPES, as_rows
-from .shard import DOCUMENT, ShardWriter, why_no_docno
+from .shard import DOCUMENT, ShardWriter
 from .view import IndexView
 
 _TOKENS_AT_ONCE = 1 << 14
@@ -40,15 +38,6 @@ _TOKENS_AT_ONCE = 1 << 14
 _DOCUMENTS_AT_ONCE = 1024
 _ABANDONED = 3600
 """Seconds after which what is still being written belongs to a process that was killed."""
-
-
-@dataclass(frozen=True)
-class _Document:
-    """One document of a corpus."""
-
-    docno: str
-    candidate: Candidate
-    checksum: int
 
 
 class Writable(Protocol):
@@ -115,7 +104,7 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
         check_text("text_field", text_field)
         if title_field is not None:
             check_text("title_field", title_field)
-        self._fields = text_field, title_field
+        self._fields = CorpusFields(text_field, title_field)
         self._shard_documents = check_whole("shard_documents", shard_documents, what="number of documents")
         if verbose is not None:
             check_flag("verbose", verbose)
@@ -130,7 +119,7 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
 
     def index_inputs(self) -> list[list[str]]:
         """The columns of a corpus."""
-        text, title = self._fields
+        text, title = self._fields.text, self._fields.title
         fields = ["docno", text] if title in (None, "auto") else ["docno", text, str(title)]
         return [fields]
 
@@ -155,12 +144,12 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
             ValueError: naming a document that comes twice, that is in the index with another text, that has a title
                 although the first had none, or whose docno cannot be kept.
         """
-        records = _records(iter)
-        corpus = _peeked(records)
+        rows = records(iter)
+        corpus = peeked(rows)
         first = next(corpus)
-        title_field = self._title_field(first)
+        title_field = self._fields.title_field_of(first)
         if first is not None:  # before anything is written
-            self._document(first, title_field)
+            self._fields.document(first, title_field)
         llm = self._open()
         heads = tuple(dict.fromkeys(resolve_heads(self._heads, llm.num_layers, llm.num_heads)))
         builder = PromptBuilder(
@@ -175,11 +164,11 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
         self._make(wanted, empty=first is None)
         description = self._index.description
         self._sweep()
-        total = len(records) if isinstance(records, Sized) else None
+        total = len(rows) if isinstance(rows, Sized) else None
         shown: Iterable[Mapping[str, Any] | None] = with_progress(
             corpus, total=total, desc=repr(self._index), unit="doc", verbose=self._verbose
         )
-        documents = (self._document(found, title_field) for found in shown if found is not None)
+        documents = (self._fields.document(found, title_field) for found in shown if found is not None)
         self._write(documents, llm, builder, description, heads)
         return self._index
 
@@ -205,7 +194,7 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
                 if not self._index.exists:  # else another process was quicker
                     raise
         there = self._index.description
-        if empty and self._fields[1] == "auto":  # whether there are titles is not known
+        if empty and self._fields.title == "auto":  # whether there are titles is not known
             wanted = replace(wanted, title_field=there.title_field)
         try:
             there.check_same(wanted, repr(self._index))
@@ -216,7 +205,7 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
 
     def _write(
         self,
-        documents: Iterator[_Document],
+        documents: Iterator[Document],
         llm: FrozenLLM,
         builder: PromptBuilder,
         description: IndexDescription,
@@ -294,7 +283,7 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
                 known.add(writer.finish(last + 1).name)
                 return
 
-    def _new(self, documents: Iterator[_Document], view: IndexView) -> Iterator[_Document]:
+    def _new(self, documents: Iterator[Document], view: IndexView) -> Iterator[Document]:
         """The documents that are not in the index."""
         seen: set[str] = set()
         for some in _some(documents, _DOCUMENTS_AT_ONCE):
@@ -308,47 +297,6 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
                     yield document
                 elif checksum != document.checksum:
                     raise ValueError(f"document {document.docno!r} is in {self._index} already, with another text")
-
-    def _document(self, found: Mapping[str, Any], title_field: str | None) -> _Document:
-        docno = found.get("docno")
-        if isinstance(docno, numbers.Integral) and not isinstance(docno, bool):
-            docno = str(docno)
-        if not isinstance(docno, str):
-            raise TypeError(f"a document of the corpus has the docno {docno!r}, which is neither a string nor a number")
-        if (problem := why_no_docno(docno)) is not None:
-            raise ValueError(f"a document of the corpus has the docno {docno!r}, which cannot be kept: {problem}")
-        text = self._text(docno, found, self._fields[0])
-        passed_over = title_field is None and self._fields[1] == "auto" and self._fields[0] != "title"
-        if passed_over and self._text(docno, found, "title", needed=False):
-            raise ValueError(
-                f"document {docno!r} has a title, but the first document of the corpus had none: give "
-                "title_field='title', with a title (it may be empty) in the first document, or title_field=None"
-            )
-        title = "" if title_field is None else self._text(docno, found, title_field, needed=False)
-        candidate = Candidate(text, title)
-        return _Document(docno, candidate, text_checksum(candidate))
-
-    @staticmethod
-    def _text(docno: str, found: Mapping[str, Any], field: str, *, needed: bool = True) -> str:
-        if field not in found and needed:
-            raise ValueError(f"document {docno!r} has no {field!r}: it has {', '.join(map(str, found))}")
-        value = found.get(field)
-        if value is None or value is pd.NA or (isinstance(value, float) and value != value):
-            return ""
-        if not isinstance(value, str):
-            raise TypeError(f"document {docno!r}: {field!r} is no string, but {type(value).__name__}")
-        return str(value)
-
-    def _title_field(self, first: Mapping[str, Any] | None) -> str | None:
-        text, title = self._fields
-        if title != "auto":
-            if title is not None and first is not None and title not in first:
-                raise ValueError(
-                    f"document {first.get('docno')!r}, the first of the corpus, has no {title!r}: it has "
-                    f"{', '.join(map(str, first))}; title_field=None reads no titles"
-                )
-            return title
-        return "title" if first is not None and "title" in first and text != "title" else None
 
     def _open(self) -> FrozenLLM:
         named: ModelIdentity | None = None
@@ -398,54 +346,8 @@ class HeadIndexer(pt.Indexer, Generic[_Index]):
                         shutil.rmtree(left, ignore_errors=True)
 
 
-def text_checksum(candidate: Candidate) -> int:
-    """A checksum of what is encoded of a document, before truncation: 64 bits of BLAKE2b."""
-    digest = hashlib.blake2b(candidate.joined().encode("utf-8", "surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "little")
-
-
-def _records(corpus: object) -> Iterable[Mapping[str, Any]]:
-    """A corpus as dictionaries; a frame's rows.
-
-    Raises:
-        TypeError: for what is no corpus.
-    """
-    if isinstance(corpus, pd.DataFrame):
-        rows: list[Any] = corpus.to_dict("records")
-        return rows
-    if isinstance(corpus, str | bytes | Mapping | pd.Series) or not isinstance(corpus, Iterable):
-        raise TypeError(f"a corpus is an iterable of dictionaries with docno and text, got {_shown(corpus)}")
-    return corpus
-
-
-def _record(found: object) -> Mapping[str, Any]:
-    """A document of a corpus.
-
-    Raises:
-        TypeError: for what is no dictionary.
-    """
-    if not isinstance(found, Mapping):
-        raise TypeError(f"a corpus is an iterable of dictionaries with docno and text, this one gives {_shown(found)}")
-    return found
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:60] + '…'}"
-
-
-def _peeked(corpus: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any] | None]:
-    """The first document, or None, to look at; then all of them."""
-    documents = map(_record, corpus)
-    first = next(documents, None)
-    yield first
-    if first is not None:
-        yield first
-        yield from documents
-
-
-def _some(items: Iterator[_Document], count: int) -> Iterator[list[_Document]]:
-    found: list[_Document] = []
+def _some(items: Iterator[Document], count: int) -> Iterator[list[Document]]:
+    found: list[Document] = []
     for item in items:
         found.append(item)
         if len(found) == count:

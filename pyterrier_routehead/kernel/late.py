@@ -92,7 +92,7 @@ class TailStates:
         ids: of its tokens, all of which are read.
         positions: of its rows.
         queries: by head, fp32 [rows, dim].
-        own: by head, fp32 [rows]: log-sum-exp of the logits on prefix and tail.
+        log_mass: by head, fp32 [rows]: log-sum-exp of the logits on prefix and tail.
         rules: how each layer that is read makes logits.
         key_heads: by whose keys each head attends.
         hidden: mean hidden state of the rows after a layer, fp32 [hidden size] per layer.
@@ -101,7 +101,7 @@ class TailStates:
     ids: Sequence[int]
     positions: range
     queries: dict[Head, torch.Tensor] = field(default_factory=dict)
-    own: dict[Head, torch.Tensor] = field(default_factory=dict)
+    log_mass: dict[Head, torch.Tensor] = field(default_factory=dict)
     rules: dict[int, LogitRule] = field(default_factory=dict)
     key_heads: dict[Head, KeyHead] = field(default_factory=dict)
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -178,9 +178,9 @@ class BlindTailPass:
             seen = torch.cat([key[0, places, : self._prefix], key[0, places, rows]], dim=1)
             logits = layer.logits(queries, seen)
             visible = self._visible(rows.stop - rows.start, layer.window, logits.device)
-            own = torch.logsumexp(logits.masked_fill_(~visible, -torch.inf), dim=-1)
+            log_mass = torch.logsumexp(logits.masked_fill_(~visible, -torch.inf), dim=-1)
             states.queries.update(zip(heads, queries, strict=True))
-            states.own.update(zip(heads, own, strict=True))
+            states.log_mass.update(zip(heads, log_mass, strict=True))
             states.rules[heads[0].layer] = layer.rule
             states.key_heads.update(zip(heads, key_heads, strict=True))
 
@@ -255,9 +255,10 @@ def _token_attention(
     # The instruction stands before the query, so its rows are the same in both tails: they are made once.
     common = 0 if len(tails) == 1 else _common(tails[0].ids, tails[1].ids)
     new = [slice(0, None), slice(common, None)][: len(tails)]
-    rows = torch.cat([tail.queries[head][at].to(device) for head in heads for tail, at in zip(tails, new, strict=True)])
-    own = torch.cat([tail.own[head][at].to(device) for head in heads for tail, at in zip(tails, new, strict=True)])
-    positions = [position for tail, at in zip(tails, new, strict=True) for position in tail.positions[at]]
+    read = list(zip(tails, new, strict=True))
+    rows = torch.cat([tail.queries[head][at].to(device) for head in heads for tail, at in read])
+    log_mass = torch.cat([tail.log_mass[head][at].to(device) for head in heads for tail, at in read])
+    positions = [position for tail, at in read for position in tail.positions[at]]
     of_tail = _row_weights([len(tail.ids) for tail in tails], common, device)
     rows = rows * rule.scaling
     at_a_time = _LOGITS_AT_A_TIME_ON_CPU if torch.device(device).type == "cpu" else _LOGITS_AT_A_TIME
@@ -279,12 +280,12 @@ def _token_attention(
             highest = logits.amax(dim=1).clamp_(min=torch.finfo(torch.float32).min)
             yield logits.sub_(highest[:, None]).exp_(), highest
 
-    pieces, total = [], own
+    pieces, total = [], log_mass
     for weights, highest in weighed():
         total = torch.logaddexp(total, highest + weights.sum(dim=1).log())
         if kept:
             pieces.append((weights, highest))
-    means = [own.new_zeros(len(heads), len(tails), 0)]
+    means = [log_mass.new_zeros(len(heads), len(tails), 0)]
     for weights, highest in pieces if kept else weighed():
         # mean over a tail's rows of exp(logit - total), for each head a product of [tails, rows] with [rows, tokens]
         share = (highest - total).exp().reshape(len(heads), 1, -1) * of_tail
@@ -292,11 +293,11 @@ def _token_attention(
     return torch.cat(means, dim=-1)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
     """How many tokens two tails begin with alike."""
     count = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
+    for left_id, right_id in zip(left, right, strict=False):
+        if left_id != right_id:
             break
         count += 1
     return count

@@ -45,11 +45,6 @@ class ModelSnapshot:
     surroundings: str
 
 
-def layer_hash(layer: "torch.nn.Module") -> str:
-    """Eight hexadecimal digits over sampled weights of one decoder layer; see :func:`layer_hashes`."""
-    return layer_hashes([layer])[0]
-
-
 def layer_hashes(layers: "Iterable[torch.nn.Module]") -> tuple[str, ...]:
     """Eight hexadecimal digits per layer over samples of the weights that are in effect.
 

@@ -15,7 +15,6 @@ import pandas as pd
 import pyterrier as pt
 
 from ..prompt.build import Candidate
-from ..reading.reader import CandidateList
 from ..reading.reading import Reading
 
 
@@ -159,16 +158,6 @@ def query_text(frame: pd.DataFrame, candidates: CandidateRows) -> str:
             f"{' and '.join(repr(text) for text in list(texts)[:2])}"
         )
     return next(iter(texts))
-
-
-def candidate_texts(
-    frame: pd.DataFrame, candidates: CandidateRows, depth: int | None, text_field: str, title_field: str | None
-) -> CandidateList:
-    """Query and documents of a list, down to a depth; ``title_field`` as :func:`used_title_field` returns it."""
-    top = candidates.rows[:depth]
-    return CandidateList(
-        candidates.qid, query_text(frame, candidates), documents(frame, top, text_field, title_field)
-    )
 
 
 def documents(frame: pd.DataFrame, rows: np.ndarray, text_field: str, title_field: str | None) -> list[Candidate]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..common.locks import cached_property
 from ..heads import Head, HeadsLike, is_all, parse_heads
-from ..index.indexer import text_checksum
+from ..index.corpus import text_checksum
 from ..index.reader import IndexReader
 from ..kernel.scores import ListScores
 from ..prompt.build import Candidate, ListPrompt

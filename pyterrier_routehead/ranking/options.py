@@ -29,7 +29,7 @@ from ..detection.head_set import HeadSet
 from ..heads import is_all, layers_needed, resolve_heads
 from ..index.head_index import HeadIndex
 from ..index.reader import IndexReader
-from ..kernel.patterns import DEFAULT_PATTERN, Late
+from ..kernel.patterns import DEFAULT_PATTERN, PATTERNS, Late
 from ..model.frozen import FrozenLLM
 from ..reading.reader import ListReader, model_identity
 from ..reading.reading import (
@@ -156,8 +156,6 @@ class ReadsLists(pt.Transformer):
         """Raise an error for arguments that an index excludes."""
         index = HeadIndex.of(self.index)
         assert index is not None, "looked at before"
-        if self.document_attention not in (None, Late.name):
-            raise ValueError(f"index reads late: leave document_attention={self.document_attention!r} out")
         if self.store is not None:
             raise ValueError("store keeps lists that were read from text: give an index or a store")
         by_hand = settings_by_hand(self._given())
@@ -176,7 +174,7 @@ class ReadsLists(pt.Transformer):
             layers = max([layers, *(layer + 1 for layer in hidden_layers)])
         llm = self._models.open(self.llm, named=named, max_layers=layers)
         check_model(policy, model_identity(llm))
-        if self.document_attention == Late.name or self._settings(policy).document_attention == Late.name:
+        if self._reads_late(policy):
             hidden_layers = tuple(dict.fromkeys((*hidden_layers, *policy.hidden_layers)))
         store = HeadScoreStore.of(self.store)
         return ListReader(llm, policy.heads, self._settings(policy), hidden_layers=hidden_layers, store=store)
@@ -184,8 +182,11 @@ class ReadsLists(pt.Transformer):
 
     def _lists_at_once(self, policy: HeadPolicy) -> int:
         """How many lists are best read at once."""
-        late = self._settings(policy).document_attention == Late.name
-        return max(self.batch_size, LATE_BATCH) if late else self.batch_size
+        return max(self.batch_size, LATE_BATCH) if self._reads_late(policy) else self.batch_size
+
+    def _reads_late(self, policy: HeadPolicy) -> bool:
+        """Whether queries and documents do not see each other."""
+        return not PATTERNS[self._settings(policy).document_attention].tail_sees_documents
 
     def _index_source(
         self, inp: pd.DataFrame, open_reader: Callable[[], IndexReader], *, by_head: bool = False

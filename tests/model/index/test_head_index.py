@@ -277,7 +277,7 @@ def test_titles_are_part_of_the_text(llm, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"document_attention": "blockwise"}, "index reads late: leave document_attention='blockwise' out"),
+        ({"document_attention": "blockwise"}, "document_attention='blockwise' was asked for, but HeadIndex.*='late'"),
         ({"store": "somewhere"}, "give an index or a store"),
         ({"max_doc_tokens": 20}, "max_doc_tokens=20 was asked for, but HeadIndex.* was made with max_doc_tokens=150"),
         ({"prompt": "icr"}, "prompt='icr' was asked for, but HeadIndex.* was made with prompt='default'"),
