@@ -10,7 +10,6 @@ examples/results/late_larger. Memory: keys and values of all documents of a coll
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import pyterrier as pt
 import torch
 from scipy import stats
 
+from late_reading import uncalibrated
 from pyterrier_routehead import FrozenLLM, ICRReranker, QRHeadReranker, Reading, ReadingSettings, StaticHeadReranker
 from pyterrier_routehead.heads import all_heads
 from pyterrier_routehead.kernel.keys import DocumentKeys
@@ -139,13 +139,6 @@ def parts_of(collection: Collection, number: int) -> dict[str, tuple[pd.DataFram
     return {"heads": (learnt.topics.head(number), learnt.qrels), "test": collection.test_queries(number)}
 
 
-def uncalibrated(frame: pd.DataFrame, pattern: str) -> pd.DataFrame:
-    """The same frame as it is read without calibration."""
-    settings = ReadingSettings(document_attention=pattern, calibrate=False)
-    reading = replace(frame["head_reading"].iloc[0], settings=settings)
-    return frame.assign(head_scores=frame["head_scores_raw"], head_reading=[reading] * len(frame))
-
-
 def compare(llm: FrozenLLM, collection: Collection, number: int, depth: int) -> None:
     """Find heads on one part, rank the other, and write one value a query."""
     parts = parts_of(collection, number)
@@ -156,7 +149,7 @@ def compare(llm: FrozenLLM, collection: Collection, number: int, depth: int) -> 
     values, chosen = {"BM25": candidates["test"]}, []
     for pattern in frames:
         for scores in ("calibrated", "raw"):
-            frame = frames[pattern] if scores == "calibrated" else uncalibrated(frames[pattern], pattern)
+            frame = frames[pattern] if scores == "calibrated" else uncalibrated(frames[pattern])
             learn, test = (frame[frame["qid"].isin(candidates[part]["qid"])] for part in ("heads", "test"))
             if scores == "calibrated":
                 found = QRHeadReranker(criterion="ndcg@10").fit(learn, parts["heads"][1]).head_set_

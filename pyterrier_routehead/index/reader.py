@@ -14,7 +14,7 @@ from ..kernel.scores import ListScores
 from ..model.fingerprint import ModelSnapshot
 from ..model.frozen import FrozenLLM
 from ..prompt.build import Candidate, ListPrompt, PromptBuilder
-from ..reading.reader import model_identity
+from ..reading.reader import check_tail, model_identity
 from ..reading.reading import Reading, ReadingSettings
 from .head_index import HeadIndex
 
@@ -81,12 +81,14 @@ class IndexReader:
         """What the model is during this call."""
         return self.llm.snapshot()
 
-    @property
+    @cached_property
     def reading(self) -> Reading:
         """What the scores describe."""
-        title = self.index.description.title_field
+        description = self.view.description
         complete = self.heads == tuple(all_heads(self.llm.num_layers, self.llm.num_heads))
-        return Reading(self.index.model, self.heads, self.settings, complete, self.hidden_layers, title)
+        return Reading(
+            description.model, self.heads, self.settings, complete, self.hidden_layers, description.title_field
+        )
 
     def prompt(self, query: str) -> ListPrompt:
         """The prompt of a query."""
@@ -97,8 +99,7 @@ class IndexReader:
         from ..kernel.patterns import positions_taken
         from ..kernel.score import check_length
 
-        if not prompt.query:
-            raise ValueError(f"query {qid!r}: the prompt has no tokens after the documents, so nothing can be read")
+        check_tail(qid, prompt)
         try:
             check_length(self.llm, positions_taken(Late(), prompt))
         except ValueError as error:

@@ -20,7 +20,7 @@ from .aggregate import DocumentTokens
 from .attention import ForwardDone
 from .exact import LayerAttention, LogitRule, blocks_attention
 from .keys import DocumentKeys, KeyHead
-from .passes import ListAttention
+from .passes import ListAttention, running_ends
 
 _LOGITS_KEPT = 1 << 25
 _LOGITS_AT_A_TIME, _LOGITS_AT_A_TIME_ON_CPU = 1 << 25, 1 << 18
@@ -32,6 +32,12 @@ def _by_layer(heads: Iterable[Head]) -> dict[int, list[Head]]:
     for head in sorted(set(heads)):
         found.setdefault(head.layer, []).append(head)
     return found
+
+
+def _packed(prefix: list[int], parts: Sequence[list[int]], position: int) -> tuple[list[int], list[int]]:
+    """Ids and positions of a prefix with parts behind it, each of which starts at the same position."""
+    ids = [*prefix, *(i for part in parts for i in part)]
+    return ids, [*range(len(prefix)), *(position + i for part in parts for i in range(len(part)))]
 
 
 def _key_head(head: Head, query: torch.Tensor, key: torch.Tensor) -> KeyHead:
@@ -55,9 +61,9 @@ class KeyPass:
     hidden_layers: frozenset[int] = frozenset()
 
     def __init__(self, prefix: list[int], blocks: Sequence[DocumentBlock], heads: Iterable[Head]) -> None:
-        self.lengths = [len(block.ids) for block in blocks]
-        self.ids = [*prefix, *(i for block in blocks for i in block.ids)]
-        self.positions = [*range(len(prefix)), *(len(prefix) + i for length in self.lengths for i in range(length))]
+        documents = [block.ids for block in blocks]
+        self.lengths = [len(ids) for ids in documents]
+        self.ids, self.positions = _packed(prefix, documents, len(prefix))
         self.attended: set[int] = set()
         self.keys: dict[KeyHead, torch.Tensor] = {}
         self.key_heads: dict[Head, KeyHead] = {}
@@ -135,19 +141,15 @@ class BlindTailPass:
         hidden_layers: Iterable[int] = (),
     ) -> None:
         self.lengths = [len(tail) for tail in tails]
-        self.ids = [*prefix, *(i for tail in tails for i in tail)]
-        self.positions = [*range(len(prefix)), *(position + i for length in self.lengths for i in range(length))]
+        self.ids, self.positions = _packed(prefix, tails, position)
         self.hidden_layers: Collection[int] = frozenset(hidden_layers)
         self.attended: set[int] = set()
         self.states = [TailStates(tail, range(position, position + len(tail))) for tail in tails]
         self._prefix, self._gap = len(prefix), position - len(prefix)
         self._heads = _by_layer(heads)
         self.deepest = max([*self._heads, *self.hidden_layers])
-        self._rows: list[slice] = []
-        start = len(prefix)
-        for length in self.lengths:
-            self._rows.append(slice(start, start + length))
-            start += length
+        ends = [len(prefix) + end for end in running_ends(self.lengths)]
+        self._rows = [slice(start, stop) for start, stop in zip([len(prefix), *ends], ends, strict=False)]
 
     def attend(
         self, index: int, layer: LayerAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor

@@ -11,15 +11,13 @@ from ..prompt.build import DocumentBlock, ListPrompt
 from .key_cache import Encodes, KeyCache
 from .keys import DocumentKeys
 from .late import BlindTailPass, TailStates, late_attention
+from .parts import QUERIES_AT_ONCE
 from .passes import list_scores
 from .patterns import Late
 from .scores import ListScores
 
 _Tail = tuple[tuple[int, ...], tuple[int, ...], int]
 """Which tail: ids of the prefix and of the tail, and where it starts."""
-
-QUERIES_AT_ONCE = 32
-"""Queries that are best run in one pass: some 40 tokens each."""
 
 _MEMORY = 1 << 28
 """Bytes of queries' states that are remembered, beside those of one batch."""

@@ -9,13 +9,14 @@ from ..common.locks import cached_property
 from ..heads import Head, HeadsLike, is_all, parse_heads
 from ..index.corpus import text_checksum
 from ..index.reader import IndexReader
+from ..kernel.parts import QUERIES_AT_ONCE
 from ..kernel.scores import ListScores
 from ..prompt.build import Candidate, ListPrompt
 from ..reading.reading import Reading
 from ..routing.state import QueryState, embed_query
 from .frames import candidate_lists, documents
 from .policy import QueryList
-from .sources import LATE_BATCH, HeadVectors, query_list, vectors_of
+from .sources import HeadVectors, query_list, vectors_of
 
 
 class IndexSource:
@@ -44,7 +45,7 @@ class IndexSource:
         by_head: bool = False,
     ) -> None:
         self.frame = frame
-        self.batch_size = max(batch_size, LATE_BATCH)
+        self.batch_size = max(batch_size, QUERIES_AT_ONCE)
         self._open_reader = open_reader
         self._text_field, self._title_field = text_field, title_field
         self._encode_missing = encode_missing

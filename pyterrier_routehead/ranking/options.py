@@ -29,6 +29,7 @@ from ..detection.head_set import HeadSet
 from ..heads import is_all, layers_needed, resolve_heads
 from ..index.head_index import HeadIndex
 from ..index.reader import IndexReader
+from ..kernel.parts import QUERIES_AT_ONCE
 from ..kernel.patterns import DEFAULT_PATTERN, PATTERNS, Late
 from ..model.frozen import FrozenLLM
 from ..reading.reader import ListReader, model_identity
@@ -48,7 +49,6 @@ from .frames import used_title_field
 from .index_source import IndexSource
 from .model_slot import ModelSlot
 from .policy import HeadPolicy
-from .sources import LATE_BATCH
 
 INDEX_SETTINGS = ("prompt", "max_doc_tokens", "document_attention")
 """The settings that an index fixes."""
@@ -149,7 +149,8 @@ class ReadsLists(pt.Transformer):
         """How lists are read for a policy: as set by hand, else as the index is, else as its head set states."""
         expected = dict({} if policy.head_set is None else policy.head_set.settings)
         if (index := HeadIndex.of(self.index)) is not None:
-            expected |= {name: getattr(index.settings, name) for name in INDEX_SETTINGS}
+            indexed = index.settings
+            expected |= {name: getattr(indexed, name) for name in INDEX_SETTINGS}
         return resolve_settings(self._given(), expected)
 
     def _check_index(self) -> None:
@@ -158,10 +159,10 @@ class ReadsLists(pt.Transformer):
         assert index is not None, "looked at before"
         if self.store is not None:
             raise ValueError("store keeps lists that were read from text: give an index or a store")
-        by_hand = settings_by_hand(self._given())
+        by_hand, indexed = settings_by_hand(self._given()), index.settings
         for name in INDEX_SETTINGS:
-            if name in by_hand and by_hand[name] != getattr(index.settings, name):
-                wanted, found = shown_pair(by_hand[name], getattr(index.settings, name))
+            if name in by_hand and by_hand[name] != getattr(indexed, name):
+                wanted, found = shown_pair(by_hand[name], getattr(indexed, name))
                 raise MismatchError(f"{name}={wanted} was asked for, but {index} was made with {name}={found}")
 
     def _reader(self, policy: HeadPolicy, hidden_layers: Sequence[int] = ()) -> ListReader:
@@ -179,10 +180,9 @@ class ReadsLists(pt.Transformer):
         store = HeadScoreStore.of(self.store)
         return ListReader(llm, policy.heads, self._settings(policy), hidden_layers=hidden_layers, store=store)
 
-
     def _lists_at_once(self, policy: HeadPolicy) -> int:
         """How many lists are best read at once."""
-        return max(self.batch_size, LATE_BATCH) if self._reads_late(policy) else self.batch_size
+        return max(self.batch_size, QUERIES_AT_ONCE) if self._reads_late(policy) else self.batch_size
 
     def _reads_late(self, policy: HeadPolicy) -> bool:
         """Whether queries and documents do not see each other."""

@@ -29,9 +29,6 @@ from .frames import (
 )
 from .policy import QueryList
 
-LATE_BATCH = 32
-"""Queries that run in one pass at least, in late reading: some 40 tokens each, and no document among them."""
-
 
 @dataclass(frozen=True)
 class HeadVectors:

@@ -202,8 +202,7 @@ class ListReader:
         """
         from ..kernel.score import check_length
 
-        if not prompt.query:
-            raise ValueError(f"query {qid!r}: the prompt has no tokens after the documents, so nothing can be read")
+        check_tail(qid, prompt)
         self.room_for_documents(qid, prompt)
         try:
             check_length(self.llm, self.length(prompt))
@@ -226,6 +225,12 @@ class ListReader:
                 f"{self.llm.name} has {context}: shorten the query"
             )
         return context if context is None else context - alone
+
+
+def check_tail(qid: str, prompt: ListPrompt) -> None:
+    """Raise an error for a prompt without a tail, naming the qid: its rows are what is read."""
+    if not prompt.query:
+        raise ValueError(f"query {qid!r}: the prompt has no tokens after the documents, so nothing can be read")
 
 
 def model_identity(llm: FrozenLLM, fingerprint: tuple[str, ...] | None = None) -> ModelIdentity:
